@@ -1,0 +1,52 @@
+"""What every answer is made of: JSON bytes, errors, pages and locations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+from uuid import UUID
+
+from starlette.responses import Response
+
+from perdure.engine import jsonable
+
+
+class Json(Response):
+    """A JSON answer, written by the engine's encoder: fast, and safe for whatever a state holds."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return jsonable.dumps(content)
+
+
+def error(status: int, detail: str, *, headers: Mapping[str, str] | None = None, **more: Any) -> Json:
+    """The one shape of errors: `{"detail": "<text>"}`."""
+    return Json({"detail": detail, **more}, status, headers=headers)
+
+
+def no_content() -> Response:
+    return Response(status_code=204)
+
+
+def page(rows: list[dict[str, Any]], total: int, *, offset: int, select: Iterable[str] | None = None) -> Json:
+    """One page of a search: a bare array, and the paging headers (WIRE: Search paging).
+
+    `total` counts all rows that match. `X-Pagination-Next` is there only if a further row exists.
+    """
+    headers = {"X-Pagination-Total": str(total)}
+    if offset + len(rows) < total and rows:
+        headers["X-Pagination-Next"] = str(offset + len(rows))
+    return Json(pick(rows, select), headers=headers)
+
+
+def pick(rows: list[dict[str, Any]], select: Iterable[str] | None) -> list[dict[str, Any]]:
+    """Only the fields that were asked for; all of them if none was named."""
+    names = list(select or ())
+    return [{name: row.get(name) for name in names} for row in rows] if names else rows
+
+
+def location(thread_id: UUID | str, run_id: UUID | str, reconnect: str | None = None) -> dict[str, str]:
+    """The headers that name a run and, with `reconnect`, the address to come back to after a cut."""
+    run = f"/threads/{thread_id}/runs/{run_id}"
+    return {"Content-Location": run} | ({"Location": f"{run}/{reconnect}"} if reconnect else {})

@@ -1,0 +1,173 @@
+"""The shapes of answers, for the OpenAPI description only.
+
+Answers are written straight from the engine's records: building these models for every
+response would cost more than the rest of the request.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+class Error(BaseModel):
+    """Every error."""
+
+    detail: str
+
+
+class Assistant(BaseModel):
+    assistant_id: UUID
+    graph_id: str
+    config: dict[str, Any]
+    context: dict[str, Any]
+    metadata: dict[str, Any]
+    name: str
+    description: str | None
+    created_at: datetime
+    updated_at: datetime
+    version: int
+
+
+class Graph(BaseModel):
+    nodes: list[dict[str, Any]]
+    edges: list[dict[str, Any]]
+
+
+class Schemas(BaseModel):
+    graph_id: str
+    input_schema: dict[str, Any] | None
+    output_schema: dict[str, Any] | None
+    state_schema: dict[str, Any] | None
+    config_schema: dict[str, Any] | None
+    context_schema: dict[str, Any] | None
+
+
+class Thread(BaseModel):
+    thread_id: UUID
+    created_at: datetime
+    updated_at: datetime
+    state_updated_at: datetime
+    metadata: dict[str, Any]
+    status: Literal["idle", "busy", "interrupted", "error"]
+    config: dict[str, Any]
+    values: dict[str, Any] | None
+    interrupts: dict[str, list[dict[str, Any]]] = {}
+    error: dict[str, Any] | None = None
+
+
+class Pruned(BaseModel):
+    pruned_count: int
+
+
+class Checkpoint(BaseModel):
+    thread_id: UUID
+    checkpoint_ns: str = ""
+    checkpoint_id: str | None = None
+    checkpoint_map: dict[str, Any] | None = None
+
+
+class ThreadState(BaseModel):
+    values: Any
+    next: list[str]
+    tasks: list[dict[str, Any]]
+    metadata: dict[str, Any] | None
+    created_at: datetime | None
+    checkpoint: Checkpoint | None
+    parent_checkpoint: Checkpoint | None
+    interrupts: list[dict[str, Any]]
+    checkpoint_id: str | None
+    parent_checkpoint_id: str | None
+
+
+class StateUpdated(BaseModel):
+    checkpoint: Checkpoint
+    configurable: dict[str, Any]
+    checkpoint_id: str
+
+
+class Run(BaseModel):
+    run_id: UUID
+    thread_id: UUID
+    assistant_id: UUID
+    created_at: datetime
+    updated_at: datetime
+    status: Literal["pending", "running", "success", "error", "timeout", "interrupted"]
+    metadata: dict[str, Any]
+    kwargs: dict[str, Any]
+    multitask_strategy: str
+    attempt: int = 0
+    error: dict[str, Any] | None = None
+    next_at: datetime | None = None
+    paused: bool = False
+
+
+class Question(BaseModel):
+    token: str
+    interrupt_id: str
+    thread_id: UUID
+    run_id: UUID
+    agent: str
+    question: Any
+    deadline: datetime | None
+    created_at: datetime
+    status: Literal["open", "answered", "rejected", "timed_out", "superseded"]
+    answer: Any
+    answered_at: datetime | None
+    answered_by: str | None
+
+
+class Asking(BaseModel):
+    """A call that waits for a person now."""
+
+    run_id: UUID
+    thread_id: UUID
+    interrupts: list[Question]
+
+
+class Sent(BaseModel):
+    run_id: UUID
+    thread_id: UUID
+    status: str
+
+
+class AgentFailed(Error):
+    run_id: UUID
+
+
+class Ok(BaseModel):
+    ok: bool
+    services: dict[str, Any]
+
+
+class Info(BaseModel):
+    version: str
+    langgraph_py_version: str
+    flags: dict[str, Any]
+    host: dict[str, Any]
+
+
+EVENT_STREAM: Responses = {
+    200: {
+        "description": "Server-sent events",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+VALUES: Responses = {
+    200: {
+        "description": "The final values; `__interrupt__` lists open questions, `__error__` is a failure",
+        "content": {"application/json": {"schema": {}}},
+    }
+}
+ERRORS: Responses = {
+    "4XX": {"model": Error, "description": "The request cannot be served; `detail` says why"},
+    422: {"model": Error, "description": "The request is malformed; `detail` names the field"},
+}
+ANY_BODY: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": {}}}}
+}

@@ -1,0 +1,271 @@
+"""Threads: create, find, change, copy, delete; their state and history; the stream of all their runs."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import suppress
+from typing import Annotated, Any, Literal, cast
+from uuid import UUID
+
+from fastapi import APIRouter, Header, HTTPException, Query, Response
+from pydantic import BeforeValidator
+
+from perdure.api import records, schemas
+from perdure.api.answers import Json, no_content, page
+from perdure.api.body import JsonRoute
+from perdure.api.context import EngineDep, LastEventId
+from perdure.api.schemas import CheckpointRef, ThreadId, one_or_list
+from perdure.api.sse import event_stream, position, thread_frames
+from perdure.engine import events, state, threads
+from perdure.engine.core import Engine
+from perdure.engine.errors import GraphNotFound, ThreadNotFound
+from perdure.engine.jsonable import jsonable
+
+router = APIRouter(prefix="/threads", route_class=JsonRoute, tags=["threads"])
+
+INDEX = re.compile(r"-?[0-9]{1,9}")
+NO_GRAPH = "The thread was created without its supersteps: they need metadata.graph_id"
+STATES_AT_ONCE = 8  # of a page of threads; each read takes a connection
+
+StreamModes = Annotated[
+    list[Literal["run_modes", "lifecycle", "state_update"]], BeforeValidator(one_or_list), Query()
+]
+
+
+async def with_values(engine: Engine, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Thread records with the `values` of their last state."""
+    gate = asyncio.Semaphore(STATES_AT_ONCE)
+
+    async def complete(thread: dict[str, Any]) -> dict[str, Any]:
+        async with gate:
+            return {**thread, "values": await state.values(engine, thread)}
+
+    return list(await asyncio.gather(*map(complete, rows)))
+
+
+async def answer(engine: Engine, thread: dict[str, Any], *, ttl: bool = False) -> Response:
+    [full] = await with_values(engine, [thread])
+    if not ttl:
+        full.pop("ttl", None)
+    return Json(full)
+
+
+@router.post("", response_model=records.Thread)
+async def create_thread(body: schemas.ThreadCreate, engine: EngineDep) -> Response:
+    """Create a thread; `supersteps` are replayed into checkpoints, as of the graph `metadata.graph_id`."""
+    if body.supersteps and body.thread_id and body.if_exists == "do_nothing":
+        with suppress(ThreadNotFound):
+            return await answer(engine, await threads.get(engine, body.thread_id))
+    thread = await threads.create(
+        engine,
+        thread_id=body.thread_id,
+        metadata=body.metadata,
+        if_exists=body.if_exists,
+        ttl=_ttl(body.ttl),
+    )
+    if body.supersteps:
+        if "graph_id" not in body.metadata:
+            return Json({**thread, "values": None, "detail": NO_GRAPH}, 201)
+        try:
+            await state.replay(engine, thread["thread_id"], [step.given() for step in body.supersteps])
+        except Exception:
+            await threads.delete(engine, thread["thread_id"])  # a thread without its past is of no use
+            raise
+        thread = await threads.get(engine, thread["thread_id"])
+    return await answer(engine, thread)
+
+
+def _ttl(ttl: schemas.Ttl | None) -> dict[str, Any] | None:
+    return {"ttl": ttl.ttl, "strategy": ttl.strategy} if ttl else None
+
+
+@router.post("/search", response_model=list[records.Thread])
+async def search_threads(body: schemas.ThreadSearch, engine: EngineDep) -> Response:
+    """Find threads; `extract` adds single values of their state or metadata under names of your own."""
+    for alias, path in body.extract.items():
+        if path.split(".")[0] not in ("values", "metadata"):
+            raise HTTPException(422, f"extract.{alias}: must begin with values or metadata")
+    rows, total = await threads.search(
+        engine,
+        ids=body.ids,
+        metadata=body.metadata,
+        values=body.values,
+        status=body.status,
+        limit=body.limit,
+        offset=body.offset,
+        sort_by=body.sort_by,
+        sort_order=body.sort_order,
+    )
+    from_state = any(path.split(".")[0] == "values" for path in body.extract.values())
+    if not body.select or "values" in body.select or from_state:
+        rows = await with_values(engine, rows)
+    if body.extract:
+        rows = [
+            {**row, "extracted": {a: _dig(row, path) for a, path in body.extract.items()}} for row in rows
+        ]
+    select = [*body.select, *(["extracted"] if body.extract else [])] if body.select else None
+    return page(rows, total, offset=body.offset, select=select)
+
+
+def _dig(row: dict[str, Any], path: str) -> Any:
+    """The value at `values.messages[0].content`, None where there is none; objects are looked at as JSON."""
+    head, *parts = path.replace("[", ".").replace("]", "").split(".")
+    value: Any = jsonable(row.get(head))
+    for part in parts:
+        if isinstance(value, dict):
+            value = cast("dict[str, Any]", value).get(part)
+        elif isinstance(value, list) and INDEX.fullmatch(part):
+            items = cast("list[Any]", value)
+            value = items[int(part)] if -len(items) <= int(part) < len(items) else None
+        else:
+            return None
+    return value
+
+
+@router.post("/count", response_model=int)
+async def count_threads(body: schemas.ThreadCount, engine: EngineDep) -> Response:
+    """How many threads match."""
+    return Json(await threads.count(engine, metadata=body.metadata, values=body.values, status=body.status))
+
+
+@router.post("/prune", response_model=records.Pruned)
+async def prune_threads(body: schemas.ThreadPrune, engine: EngineDep) -> Response:
+    """Delete threads, or all but the newest checkpoint of each; counts those that existed."""
+    return Json({"pruned_count": await threads.prune(engine, body.thread_ids, body.strategy)})
+
+
+@router.get("/{thread_id}", response_model=records.Thread)
+async def get_thread(
+    thread_id: ThreadId,
+    engine: EngineDep,
+    include: Annotated[list[str], BeforeValidator(one_or_list), Query()] = [],  # noqa: B006
+) -> Response:
+    """One thread; `include=ttl` adds how long it lives."""
+    return await answer(engine, await threads.get(engine, thread_id), ttl="ttl" in include)
+
+
+@router.patch("/{thread_id}", response_model=records.Thread)
+async def patch_thread(
+    thread_id: ThreadId,
+    body: schemas.ThreadPatch,
+    engine: EngineDep,
+    prefer: Annotated[str, Header(description="`return=minimal`: 204 without a body.")] = "",
+) -> Response:
+    """Merge metadata at the top level; set the time to live."""
+    thread = await threads.patch(
+        engine,
+        thread_id,
+        metadata=body.metadata,
+        ttl=_ttl(body.ttl),
+    )
+    if "return=minimal" in prefer.replace(" ", "").lower():
+        return no_content()
+    return await answer(engine, thread)
+
+
+@router.delete("/{thread_id}", status_code=204, response_class=Response)
+async def delete_thread(thread_id: ThreadId, engine: EngineDep) -> Response:
+    """Delete a thread with everything that belongs to it; a running run is stopped."""
+    await threads.delete(engine, thread_id)
+    return no_content()
+
+
+@router.post("/{thread_id}/copy", response_model=records.Thread)
+async def copy_thread(thread_id: ThreadId, engine: EngineDep) -> Response:
+    """A new thread with the same metadata and all checkpoints."""
+    return await answer(engine, await threads.copy(engine, thread_id))
+
+
+async def _read(engine: Engine, thread_id: UUID, at: CheckpointRef, subgraphs: bool) -> Response:
+    snapshot = await state.read(
+        engine,
+        thread_id,
+        checkpoint_id=at.checkpoint_id or None,
+        checkpoint_ns=at.checkpoint_ns,
+        checkpoint_map=at.checkpoint_map or None,
+        subgraphs=subgraphs,
+    )
+    return Json(snapshot)
+
+
+@router.get("/{thread_id}/state", response_model=records.ThreadState)
+async def get_state(
+    thread_id: ThreadId, engine: EngineDep, subgraphs: bool = False, checkpoint_id: str | None = None
+) -> Response:
+    """The newest state of a thread."""
+    return await _read(engine, thread_id, CheckpointRef(checkpoint_id=checkpoint_id), subgraphs)
+
+
+@router.get("/{thread_id}/state/{checkpoint_id}", response_model=records.ThreadState)
+async def get_state_at(
+    thread_id: ThreadId, checkpoint_id: str, engine: EngineDep, subgraphs: bool = False
+) -> Response:
+    """The state at a checkpoint; an unknown checkpoint has an empty one."""
+    return await _read(engine, thread_id, CheckpointRef(checkpoint_id=checkpoint_id), subgraphs)
+
+
+@router.post("/{thread_id}/state/checkpoint", response_model=records.ThreadState)
+async def post_state_at(thread_id: ThreadId, body: schemas.StateAt, engine: EngineDep) -> Response:
+    """The state at a checkpoint of the graph or one of its subgraphs."""
+    return await _read(engine, thread_id, body.checkpoint, body.subgraphs)
+
+
+@router.post("/{thread_id}/state", response_model=records.StateUpdated)
+async def update_state(thread_id: ThreadId, body: schemas.StateUpdate, engine: EngineDep) -> Response:
+    """Write values as if a node had; from an older checkpoint it forks. 409 while a run is active."""
+    try:
+        updated = await state.update(
+            engine,
+            thread_id,
+            values=body.values,
+            as_node=body.as_node,
+            checkpoint=(body.checkpoint.given() or None) if body.checkpoint else None,
+            checkpoint_id=body.checkpoint_id or None,
+        )
+    except GraphNotFound as exc:  # the thread's graph has left langgraph.json
+        raise HTTPException(400, str(exc)) from exc
+    return Json(updated)
+
+
+@router.get("/{thread_id}/history", response_model=list[records.ThreadState])
+async def get_history(
+    thread_id: ThreadId,
+    engine: EngineDep,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 1,
+    before: str | None = None,
+) -> Response:
+    """States of a thread, newest first."""
+    rows = await state.history(
+        engine, thread_id, limit=limit, before=before or None, metadata=None, checkpoint=None
+    )
+    return Json(rows)
+
+
+@router.post("/{thread_id}/history", response_model=list[records.ThreadState])
+async def post_history(thread_id: ThreadId, body: schemas.History, engine: EngineDep) -> Response:
+    """States of a thread or of one of its subgraphs, newest first."""
+    rows = await state.history(
+        engine,
+        thread_id,
+        limit=body.limit,
+        before=body.before,
+        metadata=body.metadata or None,
+        checkpoint=(body.checkpoint.given() or None) if body.checkpoint else None,
+    )
+    return Json(rows)
+
+
+@router.get("/{thread_id}/stream", responses=records.EVENT_STREAM)
+async def stream_thread(
+    thread_id: ThreadId,
+    engine: EngineDep,
+    last_event_id: LastEventId = None,
+    stream_modes: StreamModes = [],  # noqa: B006
+    stream_mode: StreamModes = [],  # noqa: B006
+) -> Response:
+    """Events of all runs of a thread, from now on or after `Last-Event-ID`; ends only with the thread."""
+    after = position(last_event_id)
+    await threads.get(engine, thread_id)
+    modes = {*stream_modes, *stream_mode} or {"run_modes"}
+    return event_stream(thread_frames(events.follow_thread(engine, thread_id, after=after), modes=modes))

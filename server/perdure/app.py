@@ -1,0 +1,253 @@
+"""Wiring: what a process of perdure consists of, in which order it starts and in which it stops.
+
+Start: database, migrations, model (real or simulated), graphs, HTTP server, worker.
+Stop, on SIGTERM or SIGINT: the worker hands its runs back, the server ends its streams, the embedded
+PostgreSQL is released, and the process exits. None of that waits for author code.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, NoReturn, cast
+from urllib.parse import urlsplit
+
+import orjson
+import structlog
+import uvicorn
+
+from perdure.config import Settings, has_model_key, point_at_simulator
+from perdure.engine.db import migrate
+from perdure.engine.postgres import embedded, location
+
+log = structlog.get_logger(__name__)
+
+_GRACE_SECONDS = 1  # for open streams and requests, after the worker has handed its runs back
+
+
+class StartError(Exception):
+    """The process cannot start; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """What a person at the terminal wants to know once everything runs."""
+
+    url: str | None
+    graphs: list[str]
+    database: str
+    simulated: bool
+    slots: int
+
+
+def run(settings: Settings, *, http: bool, ready: Callable[[Started], None]) -> None:
+    """Run until SIGTERM or SIGINT: the HTTP server if `http`, a worker if there are slots.
+
+    Must be called in the main thread. Calls `ready` once, when the first request or run can be served.
+    Returns after everything is handed back and stopped; author code may still run in threads, so
+    leave with `leave` and not by returning from main.
+
+    Raises StartError, EmbeddedPostgresError, and what the registry raises for a graph it cannot load.
+    """
+    with _stop_signals() as stop, ExitStack() as stack:
+        try:
+            _start(settings, stack, stop, http=http, ready=ready)
+        finally:
+            stop.seen = True  # from here on a signal must not interrupt the clean-up
+            log.info("stopping")
+
+
+def _start(
+    settings: Settings, stack: ExitStack, stop: "_StopFlag", *, http: bool, ready: Callable[[Started], None]
+) -> None:
+    bound = stack.enter_context(_bound(settings)) if http else None
+    dsn = stack.enter_context(database(settings))
+    migrate(dsn)
+    settings = settings.model_copy(update={"simulated": stack.enter_context(_model(settings))})
+
+    # Graphs make model clients when they are imported, so this comes after the model.
+    from perdure.engine.registry import Registry
+
+    registry = Registry.load(settings.config)
+    failed = None
+    readers: dict[str, Any] = {}
+    if bound:
+        from perdure.api import create_app
+
+        app = create_app(settings, registry, dsn)
+        server = _HttpServer(app, bound)
+        stack.callback(server.stop)
+        server.start()
+        failed = server.ended
+        # readers of this process are fed from memory by its own worker
+        readers = {"hub": app.state.engine.hub, "origin": app.state.engine.origin}
+    if settings.slots:
+        from perdure.engine.worker import Worker
+
+        worker = Worker(settings, registry, dsn, **readers)
+        stack.callback(worker.stop)  # last in, first out: runs go back before the server stops
+        worker.start()
+    url = f"http://{_shown(settings.host)}:{bound.getsockname()[1]}" if bound else None
+    where = describe_database(settings)
+    ready(Started(url, registry.graph_ids, where, settings.simulated, settings.slots))
+    stop.wait(failed)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process now. Threads that run author code do not hold it back."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
+
+
+@contextmanager
+def database(settings: Settings) -> Iterator[str]:
+    """The DSN to use: the given server, or the embedded one, which runs at least as long as the block."""
+    if settings.database_url:
+        yield settings.database_url
+    else:
+        with embedded(settings.data_dir) as dsn:
+            yield dsn
+
+
+def describe_database(settings: Settings) -> str:
+    """Where the data lives, without user names and passwords."""
+    if not settings.database_url:
+        return f"embedded PostgreSQL in {location(settings.data_dir)}"
+    if "://" not in settings.database_url:
+        return "PostgreSQL (DATABASE_URL)"
+    parts = urlsplit(settings.database_url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"PostgreSQL at {host or 'a local socket'}{parts.path}"
+
+
+@contextmanager
+def _model(settings: Settings) -> Iterator[bool]:
+    """Start the simulator if no model is configured and langgraph.json has rules for it; True if it runs."""
+    rules = _simulator_rules(settings)
+    if rules is None or has_model_key():
+        yield settings.simulated
+        return
+    from perdure import simulator
+
+    running = simulator.start(rules, config_dir=settings.config.resolve().parent)
+    try:
+        point_at_simulator(running.base_url)
+        yield True
+    finally:
+        running.stop()
+
+
+def _simulator_rules(settings: Settings) -> str | None:
+    try:
+        raw: Any = orjson.loads(settings.config.read_bytes())
+        rules = raw["simulator"]["rules"]
+    except FileNotFoundError as exc:
+        raise StartError(f"{settings.config} not found; start where it is, or name it with --config") from exc
+    except (ValueError, KeyError, TypeError):
+        return None  # the registry reports a broken file, with its cause
+    return cast("str", rules)
+
+
+@contextmanager
+def _bound(settings: Settings) -> Iterator[socket.socket]:
+    """The address of the server, taken before anything slow starts; nobody can connect to it yet."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind((settings.host, settings.port))
+        except OSError as exc:
+            raise StartError(
+                f"cannot listen on {settings.host}:{settings.port}: {exc.strerror}; choose a free --port"
+            ) from exc
+        yield bound
+
+
+def _shown(host: str) -> str:
+    if host in ("0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+class _HttpServer:
+    """uvicorn on an event loop in a thread of its own; the main thread stays free for signals."""
+
+    def __init__(self, app: Any, bound: socket.socket) -> None:
+        self._bound = bound
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="on",
+                timeout_graceful_shutdown=_GRACE_SECONDS,
+            )
+        )
+        self.ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+
+    def start(self) -> None:
+        """Return when requests are answered. Raises StartError."""
+        self._thread.start()
+        while not self._server.started:
+            if self.ended.wait(0.01):
+                raise StartError("the HTTP server did not start; the log above says why")
+
+    def stop(self) -> None:
+        """End open requests and streams and return, within a few seconds whatever they do."""
+        self._server.should_exit = True
+        self._thread.join(_GRACE_SECONDS + 2)
+        if self._thread.is_alive():
+            self._server.force_exit = True
+            self._thread.join(1)
+
+    def _run(self) -> None:
+        try:
+            self._server.run(sockets=[self._bound])
+        except Exception:
+            log.exception("http server failed")
+        finally:
+            self.ended.set()
+
+
+class _Stop(BaseException):
+    """SIGTERM or SIGINT has arrived in the main thread."""
+
+
+class _StopFlag:
+    def __init__(self) -> None:
+        self.seen = False
+
+    def wait(self, failed: threading.Event | None) -> None:
+        """Sleep until a signal. Raises StartError if `failed` is set first."""
+        while not self.seen:
+            if failed is None:
+                time.sleep(1)
+            elif failed.wait(1):
+                raise StartError("the HTTP server has ended by itself; the log above says why")
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_StopFlag]:
+    """Turn the first SIGTERM or SIGINT into leaving the block, wherever it is; later ones change nothing.
+
+    All that the block does on its way out is bounded in time, so a second Ctrl-C need not hurry it.
+    """
+    flag = _StopFlag()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if not flag.seen:
+            flag.seen = True
+            raise _Stop
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
+    with suppress(_Stop):
+        yield flag

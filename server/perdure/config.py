@@ -1,0 +1,165 @@
+"""Settings: one frozen object, read once when a process starts and passed down from there.
+
+This is the only module that reads or writes the process environment. The order of authority is:
+command-line option, environment variable, `.env`, `langgraph.json` (its `env` entry), default.
+Where LangGraph's own server has a name for a setting, that name works too.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+from dotenv import dotenv_values
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MODEL_KEYS = (
+    "OPENAI_API_KEY",
+    "ANTHROPIC_API_KEY",
+    "GOOGLE_API_KEY",
+    "GEMINI_API_KEY",
+    "AZURE_OPENAI_API_KEY",
+    "MISTRAL_API_KEY",
+    "GROQ_API_KEY",
+    "DEEPSEEK_API_KEY",
+    "OPENROUTER_API_KEY",
+    "XAI_API_KEY",
+)
+"""A process that has one of these talks to a real model; without any, the simulator answers."""
+
+
+class Settings(BaseSettings):
+    """Everything that can be set from outside, with defaults that work on a laptop.
+
+    Build it with `load_settings`. Keyword arguments win over the environment.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        env_prefix="PERDURE_",
+        env_ignore_empty=True,
+        extra="ignore",
+        populate_by_name=True,
+    )
+
+    database_url: str | None = Field(
+        default=None,
+        repr=False,
+        validation_alias=AliasChoices("DATABASE_URL", "DATABASE_URI", "POSTGRES_URI"),
+        description="PostgreSQL 14 or newer, direct or session pooling. Unset: an embedded PostgreSQL.",
+    )
+    data_dir: Path = Field(
+        default=Path(".perdure"), description="Where the embedded PostgreSQL keeps its data and its log."
+    )
+    config: Path = Field(
+        default=Path("langgraph.json"), description="The langgraph.json that names the graphs."
+    )
+    host: str = Field(default="127.0.0.1", description="Address that the HTTP server listens on.")
+    port: int = Field(
+        default=2024,
+        ge=0,
+        le=65535,
+        validation_alias=AliasChoices("PERDURE_PORT", "PORT"),
+        description="Port that the HTTP server listens on; 0 takes a free one.",
+    )
+    slots: int = Field(
+        default=16,
+        ge=0,
+        validation_alias=AliasChoices("PERDURE_SLOTS", "N_JOBS_PER_WORKER"),
+        description="Runs that one worker executes at the same time; 0 on `serve` means API only.",
+    )
+    lease_seconds: float = Field(
+        default=10, gt=0, description="How long a silent worker keeps its runs before others take them."
+    )
+    max_body_bytes: int = Field(
+        default=8 * 1024 * 1024, gt=0, description="Largest request body that is accepted, in bytes."
+    )
+    max_json_depth: int = Field(
+        default=100, gt=0, description="Deepest nesting of a JSON body that is accepted, in levels."
+    )
+    max_attempts: int = Field(
+        default=70, gt=0, description="Attempts of one run before it is paused for a person to look at."
+    )
+    retry_initial_seconds: float = Field(
+        default=0.5, gt=0, description="Wait before the second attempt of a run; doubles with each attempt."
+    )
+    retry_cap_seconds: float = Field(
+        default=60, gt=0, description="Longest wait between two attempts of a run."
+    )
+    event_flush_ms: int = Field(
+        default=20, ge=0, description="How long stream events are collected before they are written, in ms."
+    )
+    heartbeat_seconds: float = Field(
+        default=5, gt=0, description="Silence on a stream or a waiting request before a heartbeat is sent."
+    )
+    url: str = Field(
+        default="http://127.0.0.1:2024", description="The server that the command line talks to."
+    )
+    api_key: SecretStr | None = Field(
+        default=None, description="Key that the command line sends to that server as x-api-key."
+    )
+    log_level: str = Field(
+        default="info",
+        validation_alias=AliasChoices("PERDURE_LOG_LEVEL", "LOG_LEVEL"),
+        description="Least severe log line that is written: debug, info, warning or error.",
+    )
+    log_json: bool | None = Field(
+        default=None,
+        description="Log lines as JSON (true) or for people (false). Unset: JSON off a terminal.",
+    )
+    simulated: bool = Field(
+        default=False, description="Set by the server itself when the simulator stands in for a model."
+    )
+
+
+def load_settings(**given: Any) -> Settings:
+    """The settings of this process; `None` among the keyword arguments means "not given".
+
+    Loads `.env` and the `env` entry of langgraph.json into the environment first, because
+    graph code reads its keys there. Variables that are set already are left alone.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    _fill_environment(dotenv_values(".env"))
+    config = Settings(**given).config
+    _fill_environment(config_environment(config))
+    return Settings(**given)
+
+
+def config_environment(config: Path) -> Mapping[str, str | None]:
+    """What the `env` entry of a langgraph.json asks for: an object, or the path of an env file next to it.
+
+    A missing or unreadable langgraph.json gives nothing: whoever needs its graphs reports it better.
+    """
+    try:
+        raw: Any = orjson.loads(config.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    entry: Any = cast("dict[str, Any]", raw).get("env") if isinstance(raw, dict) else None
+    if isinstance(entry, str):
+        return dotenv_values(config.parent / entry)
+    if isinstance(entry, dict):
+        return {str(name): str(value) for name, value in cast("dict[Any, Any]", entry).items()}
+    return {}
+
+
+def has_model_key() -> bool:
+    """Whether the environment holds the key of a model provider, or names another model server."""
+    return any(os.environ.get(name) for name in (*MODEL_KEYS, "OPENAI_BASE_URL", "PERDURE_MODEL"))
+
+
+def point_at_simulator(base_url: str) -> None:
+    """Make every OpenAI client and the graphs' default model of this process use the simulator.
+
+    Call it before any graph is imported: model clients read these names when they are made.
+    """
+    os.environ["OPENAI_API_KEY"] = "simulated"
+    os.environ["OPENAI_BASE_URL"] = f"{base_url.rstrip('/')}/v1"
+    os.environ["PERDURE_MODEL"] = "openai:simulated-1"
+
+
+def _fill_environment(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is not None:
+            os.environ.setdefault(name, value)

@@ -1,0 +1,306 @@
+"""One attempt: a claimed run on its graph, from the first frame to the transaction that ends it.
+
+What a crash leaves behind decides how an attempt begins (`_delivery`); how it ends is one
+transaction in every case: finished, asked a question, to be retried, failed. An attempt that
+has lost its run writes nothing any more and just stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import psycopg
+import structlog
+from langchain_core.runnables import RunnableConfig
+from langgraph.pregel import Pregel
+from langgraph.store.base import BaseStore
+from langgraph.types import Command, Send
+from psycopg_pool import PoolTimeout
+
+from perdure.engine import interrupts, queue
+from perdure.engine.db import Pool
+from perdure.engine.errors import LeaseLost
+from perdure.engine.events import Frame, Outbox
+from perdure.engine.frames import Frames, graph_modes
+from perdure.engine.groupcommit import GroupCommit
+from perdure.engine.hub import Hub
+from perdure.engine.queue import Claimed
+from perdure.engine.registry import Registry
+from perdure.engine.saver import FencedSaver
+from perdure.engine.steps import Journal
+
+if TYPE_CHECKING:
+    from perdure.config import Settings
+
+log = structlog.get_logger(__name__)
+
+JOURNAL = "__perdure_journal"  # where graph code finds the step journal in its config
+RECOMMIT_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop:
+    """What the attempts of one worker share."""
+
+    settings: Settings
+    registry: Registry
+    pool: Pool
+    group: GroupCommit
+    store: BaseStore
+    hub: Hub | None
+
+
+class Attempt:
+    """Executes one claimed run once. `stop` may be called at any time when the run is taken away."""
+
+    def __init__(self, shop: Workshop, run: Claimed) -> None:
+        self.shop = shop
+        self.run = run
+        self.lost = False
+        self._task: asyncio.Task[None] | None = None
+        self._saver = FencedSaver(shop.pool, shop.group, run.thread_id, run.fence)
+        self._outbox = Outbox(
+            *(shop.group, shop.hub, run.thread_id, run.run_id, run.fence),
+            flush_seconds=shop.settings.event_flush_ms / 1000,
+            on_lost=self.stop,
+        )
+        self._log = log.bind(run_id=str(run.run_id), thread_id=str(run.thread_id), attempt=run.attempt)
+
+    def stop(self) -> None:
+        """The run has another owner: stop executing it."""
+        self.lost = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def execute(self) -> None:
+        """Run the graph and end the attempt. Returns when the run is settled or lost."""
+        started = time.monotonic()
+        self._task = asyncio.current_task()
+        self._log.info("claimed", graph_id=self.run.graph_id)
+        try:
+            ended = await self._execute()
+        except (LeaseLost, asyncio.CancelledError) as exc:
+            if isinstance(exc, asyncio.CancelledError) and not self.lost:
+                raise
+            ended = "lost"
+        self._log.info(ended, seconds=round(time.monotonic() - started, 3))
+
+    async def _execute(self) -> str:
+        run = self.run
+        self._outbox.add(Frame.of("metadata", {"run_id": run.run_id, "attempt": run.attempt}))
+        running = {"event": "running", "graph_name": run.graph_id, "attempt": run.attempt}
+        self._outbox.add(Frame.of("lifecycle", running))
+        try:
+            config = self._config()
+            opened = self.shop.registry.open(run.graph_id, config, checkpointer=self._saver, store=self.shop.store)
+            async with opened as graph:
+                stopped = await self._stream(graph, config)
+        except Exception as exc:  # the edge of one attempt: every failure becomes the run's
+            return await self._fail(exc)
+        return await self._succeed(stopped)
+
+    # -- the beginning
+
+    def _config(self) -> RunnableConfig:
+        """What the nodes see; the run's own keys win over what clients sent."""
+        run = self.run
+        given: dict[str, Any] = run.kwargs.get("config") or {}
+        configurable: dict[str, Any] = given.get("configurable") or {}
+        own = {
+            "run_id": str(run.run_id),
+            "thread_id": str(run.thread_id),
+            "assistant_id": str(run.assistant_id),
+            "graph_id": run.graph_id,
+        }
+        context: dict[str, Any] = run.kwargs.get("context") or {}
+        clean = {k: v for k, v in {**context, **configurable}.items() if not k.startswith("__")}
+        for key in ("checkpoint_id", "checkpoint_ns", "checkpoint_map"):
+            clean.pop(key, None)
+        metadata = {**(given.get("metadata") or {}), **run.metadata, **own, "run_attempt": run.attempt}
+        journal = Journal(self.shop.pool, self.shop.group, run.thread_id, run.run_id, run.fence)
+        config: dict[str, Any] = {
+            **{key: given[key] for key in ("tags", "recursion_limit", "max_concurrency", "run_name") if given.get(key)},
+            "run_id": run.run_id,
+            "metadata": metadata,
+            "configurable": {"user_id": "", **clean, **own, JOURNAL: journal},
+        }
+        checkpoint: dict[str, Any] = run.kwargs.get("checkpoint") or {}
+        target = run.kwargs.get("checkpoint_id") or checkpoint.get("checkpoint_id") or configurable.get("checkpoint_id")
+        # LangGraph forks each time it is given a checkpoint: only as long as the head is not this run's
+        if target and run.head_run_id != str(run.run_id):
+            config["configurable"]["checkpoint_id"] = target
+        return cast(RunnableConfig, config)
+
+    def _delivery(self) -> Any:
+        """What LangGraph is given: the input, a command, or None to go on from the head.
+
+        The input may be given again: under the same `metadata.run_id` LangGraph continues
+        from this run's checkpoint. An answer stands in the checkpoint already. A command's
+        update and goto are given only while the head is the checkpoint they were meant for
+        and does not hold them yet.
+        """
+        kwargs = self.run.kwargs
+        command: dict[str, Any] | None = kwargs.get("command")
+        if command is None:
+            return kwargs.get("input")
+        wanted = {key: command[key] for key in ("update", "goto") if command.get(key) is not None}
+        if kwargs.get("answered") is None and command.get("resume") is not None:
+            wanted["resume"] = command["resume"]
+        elif kwargs.get("answered") is not None and not wanted:
+            return None
+        applied = (self.run.head or "") != self.run.base_checkpoint_id or self.run.head_commanded
+        if applied and self.run.attempt > 1:
+            return None
+        if "goto" in wanted:
+            wanted["goto"] = _goto(wanted["goto"])
+        return Command(**wanted)
+
+    # -- the middle
+
+    async def _stream(self, graph: Pregel[Any, Any, Any, Any], config: RunnableConfig) -> bool:
+        """Execute the graph and pass on its frames; True when it stopped before its end without asking."""
+        kwargs = self.run.kwargs
+        asked: list[str] = kwargs.get("stream_mode") or ["values"]
+        frames = Frames(asked)
+        shown: str | None = None
+        chunks = graph.astream(
+            self._delivery(),
+            config,
+            context=_context(graph, kwargs.get("context") or {}, config),
+            stream_mode=cast(Any, graph_modes(asked)),
+            subgraphs=bool(kwargs.get("subgraphs")),
+            durability="sync",
+            interrupt_before=kwargs.get("interrupt_before"),
+            interrupt_after=kwargs.get("interrupt_after"),
+        )
+        async for chunk in chunks:
+            namespace, mode, data = chunk if len(chunk) == 3 else ((), *chunk)
+            for event, payload in frames.of(namespace, mode, data):
+                checkpoint_id = None
+                if event == "values" and (self._saver.head != shown or b'"__interrupt__"' in payload):
+                    # this state is the newest checkpoint's; what was written since belongs to no checkpoint
+                    checkpoint_id = shown = self._saver.head
+                self._outbox.add(Frame(event, payload, checkpoint_id))
+        breakpoints = kwargs.get("interrupt_before") or kwargs.get("interrupt_after")
+        if breakpoints or graph.interrupt_before_nodes or graph.interrupt_after_nodes:
+            thread: RunnableConfig = {"configurable": {"thread_id": str(self.run.thread_id)}}
+            return bool((await graph.aget_state(thread)).next)
+        return False
+
+    # -- the end
+
+    async def _succeed(self, stopped: bool) -> str:
+        questions = list(self._saver.questions.values())
+        asked = {
+            task_id: [{"id": question.id, "value": question.value} for question in asked]
+            for task_id, asked in self._saver.asked.items()
+            if asked
+        }
+        event = "interrupted" if asked or stopped else "completed"
+        last = {"event": event, "graph_name": self.run.graph_id, "final": True}
+        if asked:
+            flat = [question for group in asked.values() for question in group]
+            last["interrupts"] = flat
+        frames = [Frame.of("lifecycle", last)]
+        status = "interrupted" if asked or stopped else "idle"
+
+        async def commit(left: list[Frame]) -> None:
+            run = self.run
+            async with self.shop.pool.connection() as conn, conn.transaction():
+                await queue.settle_thread(
+                    conn, run.thread_id, run.run_id, fence=run.fence, status=status, error=None, interrupts=asked
+                )
+                await queue.end_run(conn, run.thread_id, run.run_id, "success", None)
+                await interrupts.record(conn, run, questions)
+                published = await queue.events.append(conn, run.thread_id, run.run_id, [*left, *frames])
+                await queue.promote(conn, run.thread_id)
+            if self.shop.hub:
+                self.shop.hub.publish(run.thread_id, published)
+
+        await self._settle(commit)
+        return "interrupted" if asked else "finished"
+
+    async def _fail(self, exc: Exception) -> str:
+        settings = self.shop.settings
+        run = self.run
+        error = {"error": type(exc).__name__, "message": str(exc)}
+        retryable = getattr(exc, "retryable", None) is True
+        paused = retryable and run.failures + 1 >= settings.max_attempts
+        error_status = getattr(exc, "status", None)
+        if isinstance(error_status, int):
+            error["status"] = error_status
+        lifecycle: dict[str, Any] = {"graph_name": run.graph_id, "error": error["message"], "attempt": run.attempt}
+        wire_error = Frame.of("error", {"error": error["error"], "message": error["message"]})
+
+        async def again(left: list[Frame]) -> None:
+            after: float | None = getattr(exc, "retry_after", None)
+            backoff = min(settings.retry_cap_seconds, settings.retry_initial_seconds * 2.0 ** min(run.failures, 30))
+            delay = backoff if after is None else after
+            if paused:
+                frames = [wire_error, Frame.of("lifecycle", {"event": "paused", **lifecycle, "final": True})]
+            else:
+                frames = [Frame.of("lifecycle", {"event": "retrying", **lifecycle, "seconds": delay})]
+            async with self.shop.pool.connection() as conn:
+                ended = [*left, *frames]
+                published = await queue.retry(conn, run, error=error, delay=delay, paused=paused, frames=ended)
+            if self.shop.hub:
+                self.shop.hub.publish(run.thread_id, published)
+
+        async def failed(left: list[Frame]) -> None:
+            frames = [*left, wire_error, Frame.of("lifecycle", {"event": "failed", **lifecycle, "final": True})]
+            async with self.shop.pool.connection() as conn, conn.transaction():
+                await queue.settle_thread(
+                    conn, run.thread_id, run.run_id, fence=run.fence, status="error", error=error, interrupts={}
+                )
+                await queue.end_run(conn, run.thread_id, run.run_id, "error", error)
+                published = await queue.events.append(conn, run.thread_id, run.run_id, frames)
+                await queue.promote(conn, run.thread_id)
+            if self.shop.hub:
+                self.shop.hub.publish(run.thread_id, published)
+
+        self._log.warning("attempt failed", error=error["error"], retryable=retryable, exc_info=not retryable)
+        await self._settle(again if retryable else failed)
+        return "paused" if paused else "retried" if retryable else "failed"
+
+    async def _settle(self, commit: Any) -> None:
+        """Write what is left and end the attempt; goes on trying while the database is away.
+
+        When a commit's outcome is unknown, the next try finds a changed fence if it had
+        succeeded: LeaseLost.
+        """
+        try:
+            left = await self._outbox.close()
+        except Exception as exc:  # the last frames are lost, which is no reason to lose the run's end
+            self._log.warning("events lost", error=str(exc))
+            left = []
+        while True:
+            try:
+                return await commit(left)
+            except (psycopg.OperationalError, PoolTimeout) as exc:
+                self._log.warning("cannot end the attempt, trying again", error=str(exc).strip())
+            await asyncio.sleep(RECOMMIT_SECONDS)
+
+
+def _goto(goto: Any) -> Any:
+    if isinstance(goto, list):
+        return [_goto(one) for one in cast("list[Any]", goto)]
+    if isinstance(goto, dict):
+        return Send(str(goto.get("node")), goto.get("input"))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+    return goto
+
+
+def _context(graph: Pregel[Any, Any, Any, Any], given: dict[str, Any], config: RunnableConfig) -> Any:
+    """The run's context (`configurable` reaches it too), without the keys that the graph's schema does not know."""
+    schema = graph.context_schema
+    if schema is None:
+        return given or None
+    if dataclasses.is_dataclass(schema):
+        names = {field.name for field in dataclasses.fields(schema)}
+    else:
+        names = set(getattr(schema, "model_fields", None) or getattr(schema, "__annotations__", {}))
+    values: dict[str, Any] = config.get("configurable", {})
+    return {key: value for key, value in values.items() if key in names}

@@ -1,0 +1,70 @@
+"""The engine as an event loop sees it: settings, graphs, a pool, and who waits for what."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+from perdure.engine import assistants
+from perdure.engine.db import Pool, open_pool
+from perdure.engine.hub import Hub
+from perdure.engine.registry import Registry
+from perdure.engine.signals import listen
+
+if TYPE_CHECKING:
+    from perdure.config import Settings
+
+POOL_SIZE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """What every engine function takes first. Belongs to the event loop that opened it.
+
+    `origin` marks the notifications of this process's own worker, whose events its hub has
+    already seen.
+    """
+
+    settings: Settings
+    registry: Registry
+    dsn: str
+    pool: Pool
+    hub: Hub
+    origin: str
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, settings: Settings, registry: Registry, dsn: str, *, background: bool = False
+    ) -> AsyncIterator[Engine]:
+        """Open the pool, make the default assistants and listen, until the block ends.
+
+        `background`: for a loop that serves no readers; it has a small pool and does not listen.
+        """
+        pool = await open_pool(dsn, size=2 if background else POOL_SIZE, name="lease" if background else "api")
+        engine = cls(settings=settings, registry=registry, dsn=dsn, pool=pool, hub=Hub(), origin=uuid4().hex)
+        try:
+            if background:
+                yield engine
+                return
+            await assistants.ensure_defaults(engine)
+            listener = asyncio.create_task(
+                listen(dsn, {"perdure_events": engine._heard}, missed=engine.hub.poke_all), name="listen"
+            )
+            try:
+                yield engine
+            finally:
+                listener.cancel()
+                with suppress(asyncio.CancelledError):
+                    await listener
+        finally:
+            await pool.close(timeout=2)
+
+    def _heard(self, payload: str) -> None:
+        thread_id, _, origin = payload.split(" ")
+        if origin != self.origin:
+            self.hub.poke(UUID(thread_id))

@@ -1,0 +1,145 @@
+"""Connections and migrations: how the engine reaches PostgreSQL.
+
+Connections are in autocommit mode and return dicts; a transaction is always an explicit
+`async with conn.transaction()`. Statements are prepared at once, because the engine runs
+the same few dozen of them all the time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from importlib import resources
+from typing import Any, LiteralString, TypeAlias, cast
+
+import psycopg
+import structlog
+from langgraph.checkpoint.postgres import PostgresSaver
+from langgraph.store.postgres import PostgresStore
+from psycopg import AsyncConnection
+from psycopg.rows import DictRow, dict_row
+from psycopg.types.json import Jsonb
+from psycopg_pool import AsyncConnectionPool
+
+from perdure.engine.jsonable import dumps
+
+log = structlog.get_logger(__name__)
+
+Conn: TypeAlias = AsyncConnection[DictRow]
+Pool: TypeAlias = AsyncConnectionPool[AsyncConnection[DictRow]]
+
+CONNECT: dict[str, Any] = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
+
+MIGRATION_LOCK = 7_263_581_004  # any number, the same in every version of perdure
+MIGRATION_WAIT_SECONDS = 120
+
+LEDGER = """
+CREATE TABLE IF NOT EXISTS perdure_migrations (
+    name       text PRIMARY KEY,
+    checksum   text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+)
+"""
+
+
+class MigrationError(Exception):
+    """The database has been migrated by another, incompatible version."""
+
+
+async def open_pool(dsn: str, *, size: int, name: str) -> Pool:
+    """A pool of at most `size` connections, opened; belongs to the running event loop."""
+    pool: Pool = AsyncConnectionPool(
+        dsn,
+        kwargs=CONNECT,
+        min_size=min(2, size),
+        max_size=size,
+        open=False,
+        name=name,
+        timeout=30,
+    )
+    await pool.open(wait=True, timeout=30)
+    return pool
+
+
+async def connect(dsn: str) -> Conn:
+    """One connection of its own, outside any pool (listening, leases)."""
+    return cast(Conn, await AsyncConnection.connect(dsn, **CONNECT))
+
+
+def jsonb(value: Any) -> Jsonb:
+    """A JSONB parameter for anything; characters that PostgreSQL cannot store (NUL) are dropped."""
+    return Jsonb(value, dumps=_storable)
+
+
+# an escaped NUL, not the text of one: an odd number of backslashes before the u
+_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
+
+
+def _storable(value: Any) -> str:
+    text = dumps(value).decode()
+    while "\\u0000" in text:
+        text, dropped = _NUL.subn(r"\1", text)
+        if not dropped:
+            break
+    return text
+
+
+def migrate(dsn: str) -> list[str]:
+    """Bring the database up to date; returns the names of the migrations applied now.
+
+    Each file of `engine/schema/` runs in a transaction of its own, under one advisory lock
+    that LangGraph's own migrations share, so any number of processes may start at once.
+
+    Raises MigrationError if a file that has been applied differs from the one shipped here.
+    """
+    with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as conn:
+        _lock(conn)
+        try:
+            conn.execute(LEDGER)
+            applied = {r["name"]: r["checksum"] for r in conn.execute("SELECT name, checksum FROM perdure_migrations")}
+            new: list[str] = []
+            for name, sql in _files():
+                checksum = hashlib.sha256(sql.encode()).hexdigest()
+                if name in applied:
+                    if applied[name] != checksum:
+                        raise MigrationError(
+                            f"Migration {name} has changed since it was applied; install the version of perdure "
+                            "that made this database, or start with an empty one"
+                        )
+                    continue
+                with conn.transaction():
+                    conn.execute(cast(LiteralString, sql))
+                    conn.execute(
+                        "INSERT INTO perdure_migrations (name, checksum) VALUES (%(name)s, %(checksum)s)",
+                        {"name": name, "checksum": checksum},
+                    )
+                new.append(name)
+            PostgresSaver(conn).setup()
+            PostgresStore(conn).setup()
+        finally:
+            conn.execute("SELECT pg_advisory_unlock(%(lock)s)", {"lock": MIGRATION_LOCK})
+    if new:
+        log.info("migrated", applied=new)
+    return new
+
+
+def _lock(conn: psycopg.Connection[DictRow]) -> None:
+    """Take the migration lock by asking again and again.
+
+    A session that waits inside `pg_advisory_lock` keeps a transaction open, and LangGraph's
+    CREATE INDEX CONCURRENTLY waits for every open transaction: a deadlock.
+    """
+    end = time.monotonic() + MIGRATION_WAIT_SECONDS
+    while True:
+        row = conn.execute("SELECT pg_try_advisory_lock(%(lock)s) AS got", {"lock": MIGRATION_LOCK}).fetchone()
+        if row and row["got"]:
+            return
+        if time.monotonic() > end:
+            raise MigrationError(f"Another process has been migrating for {MIGRATION_WAIT_SECONDS} s")
+        time.sleep(0.05)
+
+
+def _files() -> list[tuple[str, str]]:
+    folder = resources.files("perdure.engine") / "schema"
+    return sorted((f.name, f.read_text(encoding="utf-8")) for f in folder.iterdir() if f.name.endswith(".sql"))

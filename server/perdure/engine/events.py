@@ -1,0 +1,334 @@
+"""The event log of a thread: table `run_events`.
+
+Every frame that a client may see is a row with a number (`seq`) that grows by one per
+thread. `append` adds frames in the transaction that changes a status, `Outbox` those of a
+running attempt, in batches; `follow` replays what is stored and then goes on live, so a
+reader may leave and come back with its last event id, at any replica.
+
+State is not stored twice: a large `values` frame of the root graph refers to its checkpoint
+and is read from there when it is replayed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+import orjson
+
+from perdure.engine import state
+from perdure.engine.db import Conn
+from perdure.engine.errors import LeaseLost, RunNotFound, ThreadNotFound
+from perdure.engine.groupcommit import GroupCommit, Write
+from perdure.engine.hub import Event, Hub, Subscription
+from perdure.engine.jsonable import dumps
+
+if TYPE_CHECKING:
+    from perdure.engine.core import Engine
+
+INLINE_BYTES = 2048  # `values` up to this size are stored as they are
+PAGE = 500
+POLL_SECONDS = 10.0  # how long a lost notification can delay a reader
+FINAL = ("success", "error", "timeout", "interrupted")
+
+class Frame(NamedTuple):
+    """What goes to a reader. With `checkpoint_id`, `data` is that checkpoint's state (plus `__interrupt__`)."""
+
+    event: str
+    data: bytes
+    checkpoint_id: str | None = None
+
+    @classmethod
+    def of(cls, event: str, data: Any) -> Frame:
+        return cls(event, dumps(data))
+
+    def stored(self) -> tuple[str | None, str | None]:
+        """The columns `data` and `checkpoint_id`: a large state is not stored again."""
+        if self.checkpoint_id and len(self.data) > INLINE_BYTES:
+            return _interrupt_only(self.data), self.checkpoint_id
+        return self.data.decode(), None
+
+
+APPEND = """
+WITH taken AS (
+    UPDATE threads SET event_seq = event_seq + %(count)s WHERE thread_id = %(thread_id)s
+    RETURNING thread_id, event_seq - %(count)s AS base, event_seq
+), added AS (
+    INSERT INTO run_events (thread_id, seq, run_id, at, event, data, checkpoint_id)
+    SELECT taken.thread_id, taken.base + f.n, %(run_id)s, to_timestamp(%(ms)s / 1000.0), f.event, f.data, f.checkpoint_id
+      FROM taken, unnest(%(events)s::text[], %(data)s::text[], %(checkpoint_ids)s::text[])
+           WITH ORDINALITY AS f(event, data, checkpoint_id, n)
+)
+SELECT base, pg_notify('perdure_events', thread_id || ' ' || event_seq || ' -') FROM taken
+"""
+
+
+async def append(conn: Conn, thread_id: UUID, run_id: UUID, frames: list[Frame]) -> list[Event]:
+    """Add frames in the caller's transaction, which owns the thread's row.
+
+    Readers elsewhere are notified when the caller commits; the returned events may be given
+    to the hub after that. Raises ThreadNotFound.
+    """
+    ms = time.time_ns() // 1_000_000
+    columns = [frame.stored() for frame in frames]
+    params = {
+        "thread_id": thread_id,
+        "run_id": run_id,
+        "ms": ms,
+        "count": len(frames),
+        "events": [frame.event for frame in frames],
+        "data": [data for data, _ in columns],
+        "checkpoint_ids": [checkpoint_id for _, checkpoint_id in columns],
+    }
+    row = await (await conn.execute(APPEND, params)).fetchone()
+    if row is None:
+        raise ThreadNotFound(f"Thread with ID {thread_id} not found")
+    return [Event(row["base"] + n, ms, run_id, frame.event, frame.data) for n, frame in enumerate(frames, 1)]
+
+
+class Outbox:
+    """The frames of one running attempt, on their way into the log.
+
+    The first frame after silence goes at once, later ones at most `flush_seconds` after they
+    were made. A frame is shown to readers only when it is durable.
+    """
+
+    def __init__(
+        self,
+        group: GroupCommit,
+        hub: Hub | None,
+        thread_id: UUID,
+        run_id: UUID,
+        fence: int,
+        *,
+        flush_seconds: float,
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._on_lost = on_lost  # called once when the fence shows that the run has another owner
+        self._group = group
+        self._hub = hub
+        self._thread_id = thread_id
+        self._run_id = run_id
+        self._fence = fence
+        self._flush_seconds = flush_seconds
+        self._frames: list[tuple[int, Frame]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
+
+    def add(self, frame: Frame) -> None:
+        """Queue a frame. Events that cannot be written any more show in `close`."""
+        self._frames.append((time.time_ns() // 1_000_000, frame))
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name=f"outbox {self._run_id}")
+            self._task.add_done_callback(self._broken)
+
+    def _broken(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and isinstance(task.exception(), LeaseLost):
+            self._on_lost()
+
+    async def close(self) -> list[Frame]:
+        """Wait for what is under way; returns the frames left, for the transaction that ends the attempt.
+
+        Raises what stopped the writing: LeaseLost or a database error.
+        """
+        self._closing.set()
+        left = [frame for _, frame in self._frames]
+        self._frames.clear()
+        if self._task is not None:
+            await self._task
+        return left
+
+    async def _run(self) -> None:
+        while self._frames:
+            await self._flush()
+            if self._frames:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), self._flush_seconds)
+        self._task = None
+
+    async def _flush(self) -> None:
+        frames, self._frames = self._frames, []
+        rows = [(self._run_id, ms, frame.event, *frame.stored()) for ms, frame in frames]
+        size = sum(len(row[3] or "") for row in rows)
+        base = await self._group.submit(Write(self._thread_id, self._fence, events=rows, size=size))
+        if self._hub is not None:
+            numbered = enumerate(frames, base + 1)
+            events = [Event(seq, ms, self._run_id, frame.event, frame.data) for seq, (ms, frame) in numbered]
+            self._hub.publish(self._thread_id, events)
+
+
+def _interrupt_only(data: bytes) -> str | None:
+    if b'"__interrupt__"' not in data:
+        return None
+    found = orjson.loads(data)
+    return dumps({"__interrupt__": found["__interrupt__"]}).decode() if "__interrupt__" in found else None
+
+
+async def follow(
+    engine: Engine, thread_id: UUID, run_id: UUID, *, after: int | None = None
+) -> AsyncIterator[Event | None]:
+    """Events of a run with `seq > after`, in order; ends when the run's status is final.
+
+    Replays what is stored, then waits for more; yields None after every
+    `heartbeat_seconds` of silence. Without `after`: from the run's first event. Holds no
+    connection while it waits.
+
+    Raises RunNotFound at the first event.
+    """
+    with engine.hub.subscribe(thread_id) as reader:
+        first, final = await _run_position(engine, thread_id, run_id)
+        async for event in _tail(engine, reader, thread_id, max(first, after or 0), run_id=run_id, ended=final):
+            yield event
+
+
+async def follow_thread(engine: Engine, thread_id: UUID, *, after: int | None = None) -> AsyncIterator[Event | None]:
+    """Events of all runs of a thread with `seq > after` (None: from now on); ends only when the thread is deleted.
+
+    Raises ThreadNotFound at the first event.
+    """
+    with engine.hub.subscribe(thread_id) as reader:
+        last = await position(engine, thread_id)
+        async for event in _tail(engine, reader, thread_id, last if after is None else after):
+            yield event
+
+
+async def ended(engine: Engine, thread_id: UUID, run_id: UUID) -> AsyncIterator[None]:
+    """Yields None after every `heartbeat_seconds` and stops when the run's status is final.
+
+    Raises RunNotFound at once when there is no such run, and when it is deleted meanwhile.
+    """
+    heartbeat = engine.settings.heartbeat_seconds
+    with engine.hub.subscribe(thread_id) as reader:
+        beat_at = time.monotonic() + heartbeat
+        look = True
+        while True:
+            if look and (await _run_position(engine, thread_id, run_id))[1]:
+                return
+            reader.must_read = False
+            woken = await reader.wait(max(0.0, beat_at - time.monotonic()))
+            news = reader.take()
+            look = not woken or reader.must_read or any(_ends(event, run_id) for event in news)
+            if time.monotonic() >= beat_at:
+                beat_at = time.monotonic() + heartbeat
+                yield None
+
+
+def _ends(event: Event, run_id: UUID | None) -> bool:
+    """Whether this frame is the last one of the run: written in the transaction that ends it."""
+    return event.run_id == run_id and event.event == "lifecycle" and b'"final":true' in event.data
+
+
+async def _tail(
+    engine: Engine,
+    reader: Subscription,
+    thread_id: UUID,
+    last: int,
+    *,
+    run_id: UUID | None = None,
+    ended: bool = False,
+) -> AsyncIterator[Event | None]:
+    """Deliver events after `last` in order: from the table where there is a gap, else from memory.
+
+    With `run_id`: only that run's, until its last one; `ended` says that it is stored already.
+    """
+    heartbeat = engine.settings.heartbeat_seconds
+    silent_since = looked_at = time.monotonic()
+    while True:
+        live = reader.take()
+        if reader.must_read or (live and live[0].seq > last + 1):
+            reader.must_read = False
+            looked_at = time.monotonic()
+            async for event in _stored(engine, thread_id, last):
+                last = event.seq
+                if run_id is None or event.run_id == run_id:
+                    silent_since = time.monotonic()
+                    yield event
+                    if _ends(event, run_id):
+                        return
+        for event in live:
+            if event.seq > last + 1:
+                reader.must_read = True
+                break
+            if event.seq <= last:
+                continue
+            last = event.seq
+            if run_id is None or event.run_id == run_id:
+                silent_since = time.monotonic()
+                yield event
+                if _ends(event, run_id):
+                    return
+        if ended:
+            return
+        if reader.must_read:
+            continue
+        if await reader.wait(max(0.0, silent_since + heartbeat - time.monotonic())):
+            continue
+        silent_since = time.monotonic()
+        yield None
+        if time.monotonic() - looked_at >= POLL_SECONDS:
+            reader.must_read = True
+            try:
+                if run_id is None:
+                    await position(engine, thread_id)
+                else:
+                    ended = (await _run_position(engine, thread_id, run_id))[1]
+            except (RunNotFound, ThreadNotFound):
+                return
+
+
+STORED = """
+SELECT seq, run_id, (extract(epoch FROM at) * 1000)::bigint AS ms, event, data, checkpoint_id
+  FROM run_events
+ WHERE thread_id = %(thread_id)s AND seq > %(after)s
+ ORDER BY seq
+ LIMIT %(page)s
+"""
+
+
+async def _stored(engine: Engine, thread_id: UUID, after: int) -> AsyncIterator[Event]:
+    """What the table holds after a seq, page by page; a connection is held per page only."""
+    while True:
+        async with engine.pool.connection() as conn:
+            cursor = await conn.execute(STORED, {"thread_id": thread_id, "after": after, "page": PAGE})
+            rows = await cursor.fetchall()
+        for row in rows:
+            data = row["data"].encode() if row["data"] is not None else b"{}"
+            if row["checkpoint_id"]:
+                snapshot = await state.read(engine, thread_id, checkpoint_id=row["checkpoint_id"])
+                extra = orjson.loads(data) if row["data"] else {}
+                data = dumps({**(snapshot["values"] or {}), **extra})
+            after = row["seq"]
+            yield Event(row["seq"], row["ms"], row["run_id"], row["event"], data)
+        if len(rows) < PAGE:
+            return
+
+
+RUN_POSITION = "SELECT first_seq, status FROM runs WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s"
+
+
+async def _run_position(engine: Engine, thread_id: UUID, run_id: UUID) -> tuple[int, bool]:
+    """The seq before a run's first event, and whether its status is final (paused counts)."""
+    async with engine.pool.connection() as conn:
+        cursor = await conn.execute(RUN_POSITION, {"thread_id": thread_id, "run_id": run_id})
+        row = await cursor.fetchone()
+    if row is None:
+        raise RunNotFound(f"Run with ID {run_id} not found")
+    return row["first_seq"], row["status"] in FINAL or row["status"] == "paused"
+
+
+THREAD_POSITION = "SELECT event_seq FROM threads WHERE thread_id = %(thread_id)s"
+
+
+async def position(engine: Engine, thread_id: UUID) -> int:
+    """The seq of the thread's newest event. Raises ThreadNotFound."""
+    async with engine.pool.connection() as conn:
+        cursor = await conn.execute(THREAD_POSITION, {"thread_id": thread_id})
+        row = await cursor.fetchone()
+    if row is None:
+        raise ThreadNotFound(f"Thread with ID {thread_id} not found")
+    return row["event_seq"]
+

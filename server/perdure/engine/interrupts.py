@@ -1,0 +1,258 @@
+"""Questions to people: table `interrupts`.
+
+A row is written in the transaction that ends the run which asked. Accepting an answer is one
+transaction too: the row is closed, the answer is stored as the waiting task's `__resume__`
+write, and a run with no input is created that goes on from there. LangGraph itself keeps an
+answer only in the config of one call, where a crash would lose it and a second delivery
+would answer the next question.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, LiteralString
+from uuid import UUID
+
+from langgraph.checkpoint.base import WRITES_IDX_MAP
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.serde.types import RESUME
+
+from perdure.engine.db import Conn, jsonb
+from perdure.engine.errors import InvalidInput, QuestionClosed, QuestionNotFound
+from perdure.engine.saver import Question
+
+if TYPE_CHECKING:
+    from perdure.engine.core import Engine
+    from perdure.engine.queue import Claimed
+
+TIMEOUT = "__timeout__"  # key of the answer that a passed deadline gives; nobody else may send it
+STATUSES = ("open", "answered", "rejected", "timed_out", "superseded")
+
+_SERDE = JsonPlusSerializer()
+_INTERRUPT_ID = re.compile(r"[0-9a-f]{32}")
+
+OPEN = """
+INSERT INTO interrupts (thread_id, checkpoint_id, task_id, n, checkpoint_ns, interrupt_id, run_id, graph_id,
+                        assistant_id, token, question, deadline)
+VALUES (%(thread_id)s, %(checkpoint_id)s, %(task_id)s, %(n)s, %(checkpoint_ns)s, %(interrupt_id)s, %(run_id)s,
+        %(graph_id)s, %(assistant_id)s, %(token)s, %(question)s, %(deadline)s)
+ON CONFLICT (thread_id, checkpoint_id, task_id, n) DO NOTHING
+"""
+
+# what was open and has not been asked again belongs to a past that the run has left
+CLOSE_OTHERS = """
+UPDATE interrupts SET status = 'superseded'
+ WHERE thread_id = %(thread_id)s AND status = 'open' AND NOT interrupt_id = ANY(%(asked)s)
+"""
+
+
+async def record(conn: Conn, run: Claimed, questions: list[Question]) -> None:
+    """Store what a run has asked, in the transaction that ends it.
+
+    A question asked again (a run that answered another one) keeps its row, token and
+    deadline.
+    """
+    await conn.execute(
+        CLOSE_OTHERS, {"thread_id": run.thread_id, "asked": [question.interrupt_id for question in questions]}
+    )
+    for question in questions:
+        await conn.execute(
+            OPEN,
+            {
+                "thread_id": run.thread_id,
+                "checkpoint_id": question.checkpoint_id,
+                "task_id": question.task_id,
+                "n": question.n,
+                "checkpoint_ns": question.checkpoint_ns,
+                "interrupt_id": question.interrupt_id,
+                "run_id": run.run_id,
+                "graph_id": run.graph_id,
+                "assistant_id": run.assistant_id,
+                "token": secrets.token_urlsafe(24),
+                "question": jsonb(question.value),
+                "deadline": _deadline(question.value),
+            },
+        )
+
+
+def _deadline(value: Any) -> datetime | None:
+    """The `deadline` of a question that is a dict: ISO 8601 with an offset; anything else is no deadline."""
+    text: Any = value.get("deadline") if isinstance(value, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType] (author data)
+    if not isinstance(text, str):
+        return None
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return when if when.tzinfo else None
+
+
+SUPERSEDE = "UPDATE interrupts SET status = 'superseded' WHERE thread_id = %(thread_id)s AND status = 'open'"
+
+
+async def supersede(conn: Conn, thread_id: UUID) -> None:
+    """New input makes the open questions of a thread moot. Part of the caller's transaction."""
+    await conn.execute(SUPERSEDE, {"thread_id": thread_id})
+
+
+OPEN_OF_THREAD = """
+SELECT interrupt_id, checkpoint_ns, checkpoint_id, task_id, n
+  FROM interrupts WHERE thread_id = %(thread_id)s AND status = 'open'
+"""
+
+ANSWERS = """
+SELECT type, blob FROM checkpoint_writes
+ WHERE thread_id = %(thread)s AND checkpoint_ns = %(checkpoint_ns)s AND checkpoint_id = %(checkpoint_id)s
+   AND task_id = %(task_id)s AND idx = %(idx)s
+"""
+
+GIVE = """
+INSERT INTO checkpoint_writes (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob)
+VALUES (%(thread)s, %(checkpoint_ns)s, %(checkpoint_id)s, %(task_id)s, %(idx)s, %(channel)s, %(type)s, %(blob)s)
+ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
+DO UPDATE SET type = excluded.type, blob = excluded.blob
+"""
+
+CLOSE = """
+UPDATE interrupts
+   SET status = %(status)s, answer = %(answer)s, answered_at = now(), answered_by = %(by)s
+ WHERE thread_id = %(thread_id)s AND status = 'open' AND interrupt_id = %(interrupt_id)s
+"""
+
+
+async def accept(
+    conn: Conn, thread_id: UUID, resume: Any, *, status: str = "answered", by: str | None = None
+) -> list[str] | None:
+    """Close the questions that `resume` answers and store the answers where their tasks look.
+
+    Part of the caller's transaction, which holds the thread's row. `resume` is one plain
+    answer or an object from interrupt id to answer. Returns the answered ids, or None for a
+    plain answer while several questions are open: that run fails, as LangGraph says.
+
+    Raises QuestionClosed when it answers nothing that is open: the first answer wins.
+    """
+    rows = await (await conn.execute(OPEN_OF_THREAD, {"thread_id": thread_id})).fetchall()
+    waiting = {row["interrupt_id"]: row for row in rows}
+    if isinstance(resume, dict) and resume and all(_INTERRUPT_ID.fullmatch(str(key)) for key in resume):
+        answers: dict[str, Any] = {str(key): value for key, value in resume.items()}
+        closed = [key for key in answers if key not in waiting]
+        if closed:
+            raise QuestionClosed(f"Interrupt {closed[0]} is not open: it is unknown, answered, superseded or timed out")
+    elif len(waiting) > 1:
+        return None
+    elif not waiting:
+        raise QuestionClosed(f"Thread {thread_id} has no open question to answer")
+    else:
+        answers = {next(iter(waiting)): resume}
+    for interrupt_id, answer in answers.items():
+        if isinstance(answer, dict) and TIMEOUT in answer and status != "timed_out":
+            raise InvalidInput("command.resume", f"the key {TIMEOUT!r} is reserved")
+        place = {**waiting[interrupt_id], "thread": str(thread_id), "idx": WRITES_IDX_MAP[RESUME], "channel": RESUME}
+        before = await (await conn.execute(ANSWERS, place)).fetchone()
+        given: list[Any] = _SERDE.loads_typed((before["type"], before["blob"])) if before else []
+        kind, blob = _SERDE.dumps_typed([*given, answer])
+        await conn.execute(GIVE, {**place, "type": kind, "blob": blob})
+        values = {"thread_id": thread_id, "interrupt_id": interrupt_id, "status": status, "by": by}
+        await conn.execute(CLOSE, {**values, "answer": jsonb(answer)})
+    return list(answers)
+
+
+RECORD: LiteralString = (
+    "token, interrupt_id, thread_id, run_id, graph_id AS agent, question, deadline, created_at, status, answer, "
+    "answered_at, answered_by"
+)
+BY_TOKEN: LiteralString = "SELECT " + RECORD + ", assistant_id FROM interrupts WHERE token = %(token)s"
+
+
+async def get(engine: Engine, token: str) -> dict[str, Any]:
+    """Raises QuestionNotFound."""
+    row = await _by_token(engine, token)
+    del row["assistant_id"]
+    return row
+
+
+async def _by_token(engine: Engine, token: str) -> dict[str, Any]:
+    async with engine.pool.connection() as conn:
+        row = await (await conn.execute(BY_TOKEN, {"token": token})).fetchone()
+    if row is None:
+        raise QuestionNotFound("No question has this token")
+    return row
+
+
+SEARCH: LiteralString = (
+    "SELECT "
+    + RECORD
+    + """ FROM interrupts
+ WHERE (%(status)s::text IS NULL OR status = %(status)s)
+   AND (%(agent)s::text IS NULL OR graph_id = %(agent)s)
+   AND (%(thread_id)s::uuid IS NULL OR thread_id = %(thread_id)s)
+   AND (%(before)s::timestamptz IS NULL OR (created_at, token) < (%(before)s, %(before_token)s))
+ ORDER BY created_at DESC, token DESC
+ LIMIT %(limit)s"""
+)
+
+
+async def search(
+    engine: Engine,
+    *,
+    status: str | None = None,
+    agent: str | None = None,
+    thread_id: UUID | None = None,
+    limit: int = 100,
+    cursor: str | None = None,
+) -> list[dict[str, Any]]:
+    """Questions, newest first; `cursor` is the token of the last row of the page before.
+
+    Raises QuestionNotFound for an unknown cursor.
+    """
+    last = await get(engine, cursor) if cursor else {"created_at": None, "token": None}
+    params = {"status": status, "agent": agent, "thread_id": thread_id, "limit": limit}
+    async with engine.pool.connection() as conn:
+        found = await conn.execute(SEARCH, {**params, "before": last["created_at"], "before_token": last["token"]})
+        return await found.fetchall()
+
+
+async def resolve(
+    engine: Engine, token: str, value: Any, *, by: str | None = None, status: str = "answered"
+) -> dict[str, Any]:
+    """Answer the question with this token; returns the run that goes on with it.
+
+    Raises QuestionNotFound, and QuestionClosed when it is answered, superseded or timed out.
+    """
+    from perdure.engine import runs
+
+    row = await _by_token(engine, token)
+    if row["status"] != "open":
+        raise QuestionClosed(f"This question is {row['status'].replace('_', ' ')} already")
+    answer = runs.NewRun(assistant=str(row["assistant_id"]), command={"resume": {row["interrupt_id"]: value}})
+    return await runs.enqueue(engine, row["thread_id"], answer, answered_as=status, by=by)
+
+
+async def reject(engine: Engine, token: str, reason: str | None, *, by: str | None = None) -> dict[str, Any]:
+    """Answer "no"; `approval()` returns it as `Answer(approved=False, reason=…)`. Raises as `resolve` does."""
+    return await resolve(engine, token, {"approved": False, "reason": reason}, by=by, status="rejected")
+
+
+DUE = """
+SELECT token, question ->> 'deadline' AS deadline FROM interrupts
+ WHERE status = 'open' AND deadline <= now() ORDER BY deadline LIMIT 100
+"""
+
+
+async def time_out(engine: Engine) -> int:
+    """Answer every question whose deadline has passed with its timeout; returns how many.
+
+    Any number of processes may do so at once: the first wins.
+    """
+    async with engine.pool.connection() as conn:
+        due = await (await conn.execute(DUE)).fetchall()
+    count = 0
+    for row in due:
+        try:
+            await resolve(engine, row["token"], {TIMEOUT: row["deadline"]}, status="timed_out")
+        except (QuestionClosed, QuestionNotFound):
+            continue  # answered, superseded or deleted just now
+        count += 1
+    return count

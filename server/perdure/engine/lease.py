@@ -1,0 +1,141 @@
+"""The lease thread of a worker: it proves that the worker lives, whatever author code does.
+
+A plain thread with an event loop of its own, so a node that blocks the attempt loop cannot
+stop it. It owns one direct connection with a session advisory lock: when the process is
+killed, PostgreSQL frees the lock at once and others take over; when the process is cut off,
+its leases end. On losing that connection the worker gives up all its runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import sys
+import threading
+import time
+import traceback
+from contextlib import suppress
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+import psycopg
+import structlog
+
+from perdure.engine import queue, sweeper
+from perdure.engine.core import Engine
+from perdure.engine.db import Conn, connect
+
+if TYPE_CHECKING:
+    from perdure.engine.worker import Worker
+
+log = structlog.get_logger(__name__)
+
+SWEEP_SECONDS = 0.5
+RETENTION_SECONDS = 60
+STUCK_SECONDS = 5.0  # how long the attempt loop may be blocked before its runs go to others
+RECONNECT_SECONDS = 0.5
+
+REGISTER = """
+INSERT INTO workers (worker_id, lock_key, name, slots) VALUES (%(worker_id)s, %(lock_key)s, %(name)s, %(slots)s)
+"""
+LOCK = "SELECT pg_advisory_lock(%(lock_key)s)"
+SEEN = "UPDATE workers SET seen_at = now() WHERE worker_id = %(worker_id)s"
+
+
+class LeaseThread(threading.Thread):
+    """Registers the worker, renews its leases, sweeps, and hands its runs back at the end."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(name="perdure-lease", daemon=True)
+        self.worker = worker
+        self.worker_id: UUID | None = None  # None while there is no registered connection: claim nothing
+        self.ready = threading.Event()
+        self.stuck = False
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        asyncio.run(self._run())
+
+    def stop(self, timeout: float) -> None:
+        """Hand all runs back and end; called from another thread, returns when it is done."""
+        self._stopping.set()
+        self.join(timeout)
+
+    async def _run(self) -> None:
+        worker = self.worker
+        async with Engine.open(worker.settings, worker.registry, worker.dsn, background=True) as engine:
+            while not self._stopping.is_set():
+                try:
+                    async with await connect(worker.dsn) as conn:
+                        await self._serve(engine, conn)
+                except psycopg.OperationalError as exc:
+                    log.warning("lease connection lost", error=str(exc).strip())
+                    self.worker_id = None
+                    worker.abandon()
+                    with suppress(TimeoutError):
+                        await asyncio.to_thread(self._stopping.wait, RECONNECT_SECONDS)
+
+    async def _serve(self, engine: Engine, conn: Conn) -> None:
+        """Live on one connection, under one identity, until told to stop."""
+        worker_id, lock_key = uuid4(), secrets.randbits(62)
+        await conn.execute(LOCK, {"lock_key": lock_key})
+        name = f"{socket.gethostname()}:{threading.get_native_id()}"
+        slots = self.worker.settings.slots
+        await conn.execute(REGISTER, {"worker_id": worker_id, "lock_key": lock_key, "name": name, "slots": slots})
+        self.worker_id = worker_id
+        self.ready.set()
+        self.worker.wake()
+        renewed = kept = 0.0
+        lease_seconds = self.worker.settings.lease_seconds
+        while not self._stopping.is_set():
+            now = time.monotonic()
+            self._watch_loop()
+            if now - renewed >= lease_seconds / 4:
+                renewed = now
+                if not self.stuck:
+                    run_ids = self.worker.running()
+                    await queue.renew(conn, worker_id=worker_id, run_ids=run_ids, lease_seconds=lease_seconds)
+                await conn.execute(SEEN, {"worker_id": worker_id})
+            if self.stuck:
+                await self._hand_back(engine, conn, worker_id)
+            try:
+                await sweeper.sweep(engine, conn, worker_id)
+                if now - kept >= RETENTION_SECONDS:
+                    kept = now
+                    await sweeper.retention(conn)
+            except psycopg.OperationalError:
+                raise
+            except Exception:  # the edge of a background loop
+                log.exception("sweep failed")
+            await asyncio.to_thread(self._stopping.wait, SWEEP_SECONDS)
+        self.worker_id = None
+        await self._hand_back(engine, conn, worker_id)
+        await conn.execute(sweeper.FORGET, {"worker_id": worker_id})
+
+    async def _hand_back(self, engine: Engine, conn: Conn, worker_id: UUID) -> None:
+        """Ownership first; stopping the code comes after, and nobody waits for it."""
+        settings = engine.settings
+        runs = await queue.release(
+            conn,
+            worker_id=worker_id,
+            lost=False,
+            max_attempts=settings.max_attempts,
+            initial=settings.retry_initial_seconds,
+            cap=settings.retry_cap_seconds,
+        )
+        if runs:
+            log.info("handed back", runs=[str(run["run_id"]) for run in runs])
+        self.worker.abandon()
+
+    def _watch_loop(self) -> None:
+        """Notice an attempt loop that author code blocks, and show where."""
+        lag = self.worker.lag()
+        if lag > STUCK_SECONDS and not self.stuck:
+            frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage] (the documented way to see another thread)
+            stack = frames.get(self.worker.ident or 0)
+            where = "".join(traceback.format_stack(stack)) if stack else ""
+            log.error("attempt loop blocked, handing its runs back", seconds=round(lag, 1), stack=where)
+        if self.stuck and lag <= STUCK_SECONDS:
+            self.worker.wake()
+        self.stuck = lag > STUCK_SECONDS

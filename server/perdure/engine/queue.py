@@ -1,0 +1,266 @@
+"""The queue: every change of who owns a run, and nothing else.
+
+    pending --claim--> running --finish--> success | error | timeout | interrupted
+       ^                  |
+       +-- hand back, lost worker, retry (ready again after a back-off, or paused)
+
+The truth is the `runs` row. Claiming takes the thread's row with SKIP LOCKED, raises its
+fence and thereby shuts out whoever owned the thread before. All functions here lock the
+thread first and the run second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from perdure.engine import events
+from perdure.engine.db import Conn, Pool, jsonb
+from perdure.engine.errors import LeaseLost
+from perdure.engine.hub import Event
+
+LOST_FREE = 3  # a lost worker costs no back-off the first times: takeover is at once
+
+NOTIFY_WORK = "SELECT pg_notify('perdure_work', '')"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claimed:
+    """A run that this worker owns now, and what the thread looked like at that moment.
+
+    `head_run_id` is the run that made the newest checkpoint; `head_commanded` says that a
+    command's writes are stored on it already.
+    """
+
+    thread_id: UUID
+    run_id: UUID
+    fence: int
+    attempt: int
+    failures: int
+    graph_id: str
+    assistant_id: UUID
+    kwargs: dict[str, Any]
+    metadata: dict[str, Any]
+    base_checkpoint_id: str
+    head: str | None
+    head_run_id: str | None
+    head_commanded: bool
+
+
+CLAIM = """
+WITH ready AS (
+    SELECT r.thread_id, r.run_id, r.priority, r.queue_no
+      FROM runs r JOIN threads t ON t.thread_id = r.thread_id
+     WHERE r.ready_at <= now() AND r.status = 'pending' AND r.graph_id = ANY(%(graphs)s)
+       AND (t.run_id IS NULL OR t.run_id = r.run_id)
+     ORDER BY r.ready_at, r.queue_no
+     LIMIT %(slots)s
+       FOR UPDATE OF t, r SKIP LOCKED
+), first AS (
+    SELECT DISTINCT ON (thread_id) thread_id, run_id FROM ready ORDER BY thread_id, priority DESC, queue_no
+), owned AS (
+    UPDATE threads t SET fence = t.fence + 1, run_id = first.run_id, status = 'busy', updated_at = now()
+      FROM first WHERE t.thread_id = first.thread_id
+    RETURNING t.thread_id, t.fence, first.run_id
+), head AS (
+    SELECT owned.thread_id, c.checkpoint_id, c.metadata ->> 'run_id' AS run_id
+      FROM owned CROSS JOIN LATERAL (
+           SELECT checkpoint_id, metadata FROM checkpoints
+            WHERE thread_id = owned.thread_id::text AND checkpoint_ns = ''
+            ORDER BY checkpoint_id DESC LIMIT 1) c
+)
+UPDATE runs r
+   SET status = 'running', attempt = r.attempt + 1, ready_at = NULL, worker_id = %(worker_id)s,
+       lease_until = now() + make_interval(secs => %(lease_seconds)s),
+       started_at = coalesce(r.started_at, now()), updated_at = now(),
+       base_checkpoint_id = coalesce(r.base_checkpoint_id, head.checkpoint_id, '')
+  FROM owned LEFT JOIN head ON head.thread_id = owned.thread_id
+ WHERE r.thread_id = owned.thread_id AND r.run_id = owned.run_id
+RETURNING r.thread_id, r.run_id, owned.fence, r.attempt, r.failures, r.graph_id, r.assistant_id, r.kwargs, r.metadata,
+          r.base_checkpoint_id, head.checkpoint_id AS head, head.run_id AS head_run_id,
+          r.kwargs ->> 'command' IS NOT NULL AND EXISTS (
+              SELECT 1 FROM checkpoint_writes w
+               WHERE w.thread_id = r.thread_id::text AND w.checkpoint_ns = '' AND w.checkpoint_id = head.checkpoint_id
+                 AND w.task_id = '00000000-0000-0000-0000-000000000000') AS head_commanded
+"""
+
+
+async def claim(pool: Pool, *, worker_id: UUID, graphs: list[str], slots: int, lease_seconds: float) -> list[Claimed]:
+    """Take up to `slots` runs that may start now, oldest first, one per thread. One statement."""
+    params = {"worker_id": worker_id, "graphs": graphs, "slots": slots, "lease_seconds": lease_seconds}
+    async with pool.connection() as conn:
+        cursor = await conn.execute(CLAIM, params)
+        return [Claimed(**row) for row in await cursor.fetchall()]
+
+
+NEXT_READY = """
+SELECT extract(epoch FROM min(ready_at) - now())::float8 AS seconds
+  FROM runs WHERE ready_at > now() AND status = 'pending'
+"""
+
+
+async def next_ready(pool: Pool) -> float | None:
+    """Seconds until the next delayed run or retry is due; None when there is none."""
+    async with pool.connection() as conn:
+        row = await (await conn.execute(NEXT_READY)).fetchone()
+    return row["seconds"] if row else None
+
+
+RENEW = """
+UPDATE runs SET lease_until = now() + make_interval(secs => %(lease_seconds)s)
+ WHERE worker_id = %(worker_id)s AND status = 'running' AND run_id = ANY(%(run_ids)s)
+"""
+
+
+async def renew(conn: Conn, *, worker_id: UUID, run_ids: list[UUID], lease_seconds: float) -> None:
+    """Extend the leases of the runs that a worker is executing, by the database's clock."""
+    await conn.execute(RENEW, {"worker_id": worker_id, "run_ids": run_ids, "lease_seconds": lease_seconds})
+
+
+# Only what still has the fence that was read is taken: two sweepers at work, or a worker that
+# claimed the run anew meanwhile, are left alone.
+RELEASE = """
+WITH held AS (
+    SELECT r.thread_id, r.run_id, t.fence
+      FROM runs r JOIN threads t ON t.thread_id = r.thread_id
+     WHERE r.status = 'running'
+       AND (r.worker_id = %(worker_id)s::uuid OR (%(worker_id)s::uuid IS NULL AND r.lease_until < now()))
+), freed AS (
+    UPDATE threads t SET fence = t.fence + 1 FROM held
+     WHERE t.thread_id = held.thread_id AND t.fence = held.fence
+    RETURNING held.thread_id, held.run_id
+)
+UPDATE runs r
+   SET status = CASE WHEN %(lost)s AND r.failures + 1 >= %(max_attempts)s THEN 'paused' ELSE 'pending' END,
+       failures = r.failures + CASE WHEN %(lost)s THEN 1 ELSE 0 END,
+       ready_at = CASE WHEN NOT %(lost)s OR r.failures < %(free)s THEN now()
+                       WHEN r.failures + 1 >= %(max_attempts)s THEN NULL
+                       ELSE now() + make_interval(secs => least(%(cap)s, %(initial)s * 2 ^ (r.failures - %(free)s)))
+                  END,
+       error = CASE WHEN %(lost)s THEN %(error)s ELSE r.error END,
+       worker_id = NULL, lease_until = NULL, updated_at = now()
+  FROM freed
+ WHERE r.thread_id = freed.thread_id AND r.run_id = freed.run_id AND r.status = 'running'
+RETURNING r.thread_id, r.run_id, r.attempt, r.status
+"""
+
+
+async def release(
+    conn: Conn, *, worker_id: UUID | None, lost: bool, max_attempts: int, initial: float, cap: float
+) -> list[dict[str, Any]]:
+    """Give back the runs of a worker, or (`worker_id` None) all whose lease has ended. One transaction.
+
+    `lost`: their worker died, which counts against the run's retries; a worker that hands
+    them back by itself costs nothing. Any number of callers may try at once; each run is
+    released once.
+    """
+    error = jsonb({"error": "WorkerLost", "message": "The worker that ran this attempt died"})
+    params = {"worker_id": worker_id, "lost": lost, "max_attempts": max_attempts, "free": LOST_FREE, "error": error}
+    async with conn.transaction():
+        cursor = await conn.execute(RELEASE, {**params, "initial": initial, "cap": cap})
+        rows = await cursor.fetchall()
+        for row in rows:
+            paused = row["status"] == "paused"
+            name = "paused" if paused else "lost" if lost else "handed back"
+            frame = {"event": name, "attempt": row["attempt"], **({"final": True} if paused else {})}
+            await events.append(conn, row["thread_id"], row["run_id"], [events.Frame.of("lifecycle", frame)])
+        if rows:
+            await conn.execute(NOTIFY_WORK)
+    return rows
+
+
+RETRY_THREAD = """
+UPDATE threads SET fence = fence + 1 WHERE thread_id = %(thread_id)s AND fence = %(fence)s RETURNING fence
+"""
+
+RETRY_RUN = """
+UPDATE runs
+   SET status = %(status)s, failures = failures + 1, error = %(error)s, worker_id = NULL, lease_until = NULL,
+       ready_at = CASE WHEN %(status)s = 'pending' THEN now() + make_interval(secs => %(delay)s) END,
+       updated_at = now()
+ WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s
+"""
+
+
+async def retry(
+    conn: Conn, run: Claimed, *, error: dict[str, str], delay: float, paused: bool, frames: list[events.Frame]
+) -> list[Event]:
+    """End an attempt that may be tried again: after `delay` seconds, or (`paused`) when a person says so.
+
+    The run stays the head of its thread's queue. One transaction; raises LeaseLost when the
+    run has another owner.
+    """
+    keys = {"thread_id": run.thread_id, "run_id": run.run_id}
+    async with conn.transaction():
+        if await (await conn.execute(RETRY_THREAD, {**keys, "fence": run.fence})).fetchone() is None:
+            raise LeaseLost(f"Run {run.run_id} has another owner")
+        status = "paused" if paused else "pending"
+        await conn.execute(RETRY_RUN, {**keys, "status": status, "error": jsonb(error), "delay": delay})
+        added = await events.append(conn, run.thread_id, run.run_id, frames)
+        await conn.execute(NOTIFY_WORK)
+    return added
+
+
+SETTLE_THREAD = """
+UPDATE threads t
+   SET fence = t.fence + 1, run_id = NULL,
+       status = CASE WHEN EXISTS (SELECT 1 FROM runs r WHERE r.thread_id = t.thread_id AND r.status = 'pending'
+                                     AND NOT r.behind_question AND r.run_id <> %(run_id)s)
+                     THEN 'busy' ELSE %(status)s END,
+       error = %(error)s, interrupts = %(interrupts)s, updated_at = now(), state_updated_at = now(),
+       expires_at = CASE WHEN t.temporary THEN now() + interval '10 s' ELSE t.expires_at END
+ WHERE t.thread_id = %(thread_id)s AND (%(fence)s::bigint IS NULL OR t.fence = %(fence)s)
+RETURNING t.fence
+"""
+
+END_RUN = """
+UPDATE runs SET status = %(status)s, error = %(error)s, ready_at = NULL, worker_id = NULL, lease_until = NULL,
+                ended_at = now(), updated_at = now()
+ WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s
+"""
+
+PROMOTE = """
+UPDATE runs SET ready_at = greatest(available_at, now())
+ WHERE thread_id = %(thread_id)s AND run_id = (
+       SELECT r.run_id FROM runs r
+        WHERE r.thread_id = %(thread_id)s AND r.status = 'pending' AND r.ready_at IS NULL
+          AND NOT (r.behind_question AND EXISTS (
+                   SELECT 1 FROM interrupts i WHERE i.thread_id = r.thread_id AND i.status = 'open'))
+        ORDER BY r.priority DESC, r.queue_no LIMIT 1)
+RETURNING run_id
+"""
+
+
+async def settle_thread(
+    conn: Conn,
+    thread_id: UUID,
+    run_id: UUID,
+    *,
+    fence: int | None,
+    status: str,
+    error: dict[str, Any] | None,
+    interrupts: dict[str, Any],
+) -> None:
+    """The thread has no owner any more: its status, and the next run of its queue may start.
+
+    Part of the caller's transaction. `fence` None: the caller holds the thread's row and
+    takes ownership away. Raises LeaseLost when the fence is stale.
+    """
+    params = {"thread_id": thread_id, "run_id": run_id, "fence": fence, "status": status}
+    values = {"error": jsonb(error) if error else None, "interrupts": jsonb(interrupts)}
+    if await (await conn.execute(SETTLE_THREAD, {**params, **values})).fetchone() is None:
+        raise LeaseLost(f"Run {run_id} has another owner")
+
+
+async def end_run(conn: Conn, thread_id: UUID, run_id: UUID, status: str, error: dict[str, Any] | None) -> None:
+    """The run's status is final. Part of the caller's transaction, which holds the thread's row."""
+    params = {"thread_id": thread_id, "run_id": run_id, "status": status}
+    await conn.execute(END_RUN, {**params, "error": jsonb(error) if error else None})
+
+
+async def promote(conn: Conn, thread_id: UUID) -> None:
+    """Let the next run of the thread's queue be claimed. Part of the caller's transaction."""
+    if await (await conn.execute(PROMOTE, {"thread_id": thread_id})).fetchone():
+        await conn.execute(NOTIFY_WORK)
+

@@ -1,0 +1,448 @@
+"""Runs: accepting, reading, cancelling and deleting them (table `runs`, apart from the queue).
+
+`enqueue` is the one way in. Its transaction locks (or makes) the thread, applies the
+multitask rule, accepts an answer, stores the run with its whole input and the first event,
+and wakes the workers: when the caller has its answer, the run is never lost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, LiteralString
+from uuid import UUID, uuid4
+
+from uuid_utils.compat import uuid7
+
+from perdure.engine import assistants, events, idempotency, interrupts, queue, state, threads
+from perdure.engine.db import Conn, jsonb
+from perdure.engine.errors import InvalidInput, RunFinished, RunNotFound, RunRejected, ThreadNotFound
+from perdure.engine.hub import Event
+
+if TYPE_CHECKING:
+    from perdure.engine.core import Engine
+
+Action = Literal["interrupt", "rollback"]
+
+MAX_DELAY = timedelta(days=3660)
+ACTIVE = ("pending", "running", "paused")
+
+COLUMNS: LiteralString = (
+    "run_id, thread_id, assistant_id, created_at, updated_at, status, metadata, kwargs, multitask_strategy, "
+    "attempt, failures, error, ready_at"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewRun:
+    """What a client asks for; see WIRE: `POST /threads/{id}/runs`. `assistant` is a UUID or a graph name.
+
+    `behind_question`: wait while the thread has an open question, instead of superseding it.
+    """
+
+    assistant: str
+    input: Any = None
+    command: dict[str, Any] | None = None
+    metadata: dict[str, Any] = field(default_factory=dict[str, Any])
+    config: dict[str, Any] = field(default_factory=dict[str, Any])
+    context: dict[str, Any] | None = None
+    checkpoint: dict[str, Any] | None = None
+    checkpoint_id: str | None = None
+    stream_mode: list[str] = field(default_factory=lambda: ["values"])
+    stream_subgraphs: bool = False
+    stream_resumable: bool = False
+    interrupt_before: list[str] | Literal["*"] | None = None
+    interrupt_after: list[str] | Literal["*"] | None = None
+    multitask_strategy: Literal["enqueue", "reject", "interrupt", "rollback"] = "enqueue"
+    if_not_exists: Literal["reject", "create"] = "reject"
+    on_disconnect: Literal["continue", "cancel"] = "continue"
+    on_completion: Literal["delete", "keep"] = "delete"
+    after_seconds: float = 0
+    webhook: str | None = None
+    durability: str = "sync"
+    idempotency_key: str | None = None
+    behind_question: bool = False
+
+
+def record(row: dict[str, Any]) -> dict[str, Any]:
+    """A run as the wire shows it: a paused run is an `error` with `paused`, a retry tells when it is due."""
+    failures, error, ready_at = row.pop("failures"), row.pop("error"), row.pop("ready_at")
+    if row["status"] == "paused":
+        row |= {"status": "error", "paused": True, "error": error}
+    elif row["status"] == "pending" and failures:
+        row |= {"error": error, "next_at": ready_at}
+    elif row["status"] == "error":
+        row["error"] = error
+    return {**row, "langsmith_session_name": None}
+
+
+LOCK_THREAD = """
+SELECT thread_id, run_id, status, metadata, config, event_seq, interrupts
+  FROM threads WHERE thread_id = %(thread_id)s FOR UPDATE
+"""
+
+INSERT: LiteralString = (
+    """
+INSERT INTO runs (thread_id, run_id, assistant_id, graph_id, ready_at, available_at, priority, behind_question,
+                  multitask_strategy, metadata, kwargs, first_seq)
+SELECT %(thread_id)s, %(run_id)s, %(assistant_id)s, %(graph_id)s,
+       CASE WHEN %(ready)s THEN now() + %(delay)s END, now() + %(delay)s, %(priority)s, %(behind_question)s,
+       %(multitask_strategy)s, %(metadata)s, %(kwargs)s, %(first_seq)s
+RETURNING """
+    + COLUMNS
+)
+
+TOUCH_THREAD = """
+UPDATE threads
+   SET status = CASE WHEN %(held)s THEN status ELSE 'busy' END, metadata = %(metadata)s, config = %(config)s,
+       updated_at = now(), interrupts = coalesce(interrupts, '{}')
+ WHERE thread_id = %(thread_id)s
+"""
+
+QUEUED = """
+SELECT EXISTS (SELECT 1 FROM runs WHERE thread_id = %(thread_id)s AND status = 'pending' AND available_at <= now()
+                  AND NOT behind_question) AS queued,
+       EXISTS (SELECT 1 FROM interrupts WHERE thread_id = %(thread_id)s AND status = 'open') AS question
+"""
+
+
+async def enqueue(
+    engine: Engine,
+    thread_id: UUID | None,
+    new: NewRun,
+    *,
+    answered_as: str = "answered",
+    by: str | None = None,
+) -> dict[str, Any]:
+    """Accept a run; it is durable when this returns. `thread_id` None: on a thread of its own.
+
+    With an idempotency key that was used for the same request, the first run is returned.
+
+    Raises ThreadNotFound, AssistantNotFound, GraphNotFound, RunRejected, QuestionClosed,
+    InvalidInput, IdempotencyMismatch; nothing is stored then.
+    """
+    delay = _delay(new.after_seconds)
+    stateless = thread_id is None
+    published: list[Event] = []
+    async with engine.pool.connection() as conn, conn.transaction():
+        assistant = await assistants.resolve(engine, conn, new.assistant)
+        run_id = uuid7()
+        if new.idempotency_key:
+            first = await idempotency.claim(conn, new.idempotency_key, (thread_id, new), run_id)
+            if first is not None:
+                return await _get(conn, *first)
+        thread_id = thread_id or uuid4()
+        thread = await _lock(conn, thread_id, create=stateless or new.if_not_exists == "create", temporary=stateless)
+        if new.idempotency_key:
+            await idempotency.settle(conn, new.idempotency_key, thread_id)
+        active = await _active(conn, thread_id)
+        if active and new.multitask_strategy == "reject":
+            raise RunRejected(
+                "Thread is already running a task. Wait for it to finish or choose a different multitask strategy."
+            )
+        if new.multitask_strategy in ("interrupt", "rollback"):
+            for run in active:
+                action: Action = "rollback" if new.multitask_strategy == "rollback" else "interrupt"
+                await _stop(engine, conn, thread, run, action, successor=True)
+            if active:
+                thread = {**thread, "run_id": None}
+        command, answered = new.command, None
+        if command and command.get("resume") is not None:
+            answered = await interrupts.accept(conn, thread_id, command["resume"], status=answered_as, by=by)
+        moves = bool(command and (command.get("update") is not None or command.get("goto") is not None))
+        if (new.input is not None or moves) and not new.behind_question and answered is None:
+            await interrupts.supersede(conn, thread_id)
+        queued = await (await conn.execute(QUEUED, {"thread_id": thread_id})).fetchone()
+        assert queued is not None
+        held = new.behind_question and queued["question"]
+        first_in_line = thread["run_id"] is None and not queued["queued"]
+        priority = answered is not None
+        metadata = _merge(assistant["metadata"], thread["metadata"], new.metadata)
+        metadata |= {"graph_id": assistant["graph_id"], "assistant_id": str(assistant["assistant_id"])}
+        if engine.settings.simulated:
+            metadata["simulated"] = True
+        config = merge_config(assistant["config"], new.config)
+        cursor = await conn.execute(
+            INSERT,
+            {
+                "thread_id": thread_id,
+                "run_id": run_id,
+                "assistant_id": assistant["assistant_id"],
+                "graph_id": assistant["graph_id"],
+                "ready": bool(delay) or (not held and (first_in_line or (priority and thread["run_id"] is None))),
+                "delay": delay,
+                "priority": priority,
+                "behind_question": new.behind_question,
+                "multitask_strategy": new.multitask_strategy,
+                "metadata": jsonb(metadata),
+                "kwargs": jsonb(_kwargs(new, config, assistant["context"], stateless, answered)),
+                "first_seq": thread["event_seq"],
+            },
+        )
+        row = await cursor.fetchone()
+        assert row is not None
+        owner = {"graph_id": assistant["graph_id"], "assistant_id": str(assistant["assistant_id"])}
+        await conn.execute(
+            TOUCH_THREAD,
+            {
+                "thread_id": thread_id,
+                "held": held,
+                "metadata": jsonb({**owner, **thread["metadata"]}),
+                "config": jsonb(merge_config(thread["config"], new.config)),
+            },
+        )
+        published = await events.append(conn, thread_id, run_id, [events.Frame.of("lifecycle", {"event": "pending"})])
+        await conn.execute(queue.NOTIFY_WORK)
+    engine.hub.publish(thread_id, published)
+    return record(row)
+
+
+def _delay(seconds: float) -> timedelta:
+    if not 0 <= seconds <= MAX_DELAY.total_seconds():
+        raise InvalidInput("after_seconds", f"must be between 0 and {int(MAX_DELAY.total_seconds())}")
+    return timedelta(seconds=seconds)
+
+
+async def _lock(conn: Conn, thread_id: UUID, *, create: bool, temporary: bool) -> dict[str, Any]:
+    """The thread's row, locked until the caller's transaction ends. Raises ThreadNotFound."""
+    if create:
+        await threads.insert(conn, thread_id, {}, temporary=temporary)
+    row = await (await conn.execute(LOCK_THREAD, {"thread_id": thread_id})).fetchone()
+    if row is None:
+        raise ThreadNotFound(f"Thread with ID {thread_id} not found")
+    return row
+
+
+ACTIVE_RUNS = """
+SELECT run_id, status, graph_id, base_checkpoint_id FROM runs
+ WHERE thread_id = %(thread_id)s AND status IN ('pending', 'running', 'paused') ORDER BY queue_no
+"""
+
+
+async def _active(conn: Conn, thread_id: UUID) -> list[dict[str, Any]]:
+    return await (await conn.execute(ACTIVE_RUNS, {"thread_id": thread_id})).fetchall()
+
+
+def _merge(*parts: dict[str, Any] | None) -> dict[str, Any]:
+    return {key: value for part in parts if part for key, value in part.items()}
+
+
+def merge_config(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` wins; `configurable` and `metadata` are merged key by key."""
+    merged = {**base, **over}
+    for key in ("configurable", "metadata"):
+        if base.get(key) or over.get(key):
+            merged[key] = _merge(base.get(key), over.get(key))
+    return merged
+
+
+def _kwargs(
+    new: NewRun, config: dict[str, Any], context: dict[str, Any], stateless: bool, answered: list[str] | None
+) -> dict[str, Any]:
+    """What the attempts need and the wire echoes. `answered`: the answer stands in the checkpoint already."""
+    return {
+        "input": new.input,
+        "command": new.command,
+        "config": config,
+        "context": _merge(context, new.context),
+        "checkpoint": new.checkpoint,
+        "checkpoint_id": new.checkpoint_id,
+        "stream_mode": new.stream_mode,
+        "interrupt_before": new.interrupt_before,
+        "interrupt_after": new.interrupt_after,
+        "webhook": new.webhook,
+        "temporary": stateless and new.on_completion == "delete",
+        "subgraphs": new.stream_subgraphs,
+        "resumable": new.stream_resumable,
+        "durability": new.durability,
+        "on_disconnect": new.on_disconnect,
+        **({"answered": answered} if answered is not None else {}),
+    }
+
+
+GET: LiteralString = "SELECT " + COLUMNS + " FROM runs WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s"
+
+
+async def get(engine: Engine, thread_id: UUID, run_id: UUID) -> dict[str, Any]:
+    """Raises RunNotFound."""
+    async with engine.pool.connection() as conn:
+        return await _get(conn, thread_id, run_id)
+
+
+async def _get(conn: Conn, thread_id: UUID, run_id: UUID) -> dict[str, Any]:
+    row = await (await conn.execute(GET, {"thread_id": thread_id, "run_id": run_id})).fetchone()
+    if row is None:
+        raise RunNotFound(f"Run with ID {run_id} not found")
+    return record(row)
+
+
+THREAD_OF = "SELECT thread_id FROM runs WHERE run_id = %(run_id)s"
+
+
+async def thread_of(engine: Engine, run_id: UUID) -> UUID:
+    """The thread that a run belongs to. Raises RunNotFound."""
+    async with engine.pool.connection() as conn:
+        row = await (await conn.execute(THREAD_OF, {"run_id": run_id})).fetchone()
+    if row is None:
+        raise RunNotFound(f"Run with ID {run_id} not found")
+    return row["thread_id"]
+
+
+LIST: LiteralString = (
+    "SELECT "
+    + COLUMNS
+    + """ FROM runs
+ WHERE thread_id = %(thread_id)s
+   AND (%(status)s::text IS NULL OR CASE status WHEN 'paused' THEN 'error' ELSE status END = %(status)s)
+ ORDER BY queue_no DESC LIMIT %(limit)s OFFSET %(offset)s"""
+)
+
+
+async def list_runs(
+    engine: Engine, thread_id: UUID, *, status: str | None = None, limit: int = 10, offset: int = 0
+) -> list[dict[str, Any]]:
+    """Newest first. Raises ThreadNotFound."""
+    await threads.get(engine, thread_id)
+    async with engine.pool.connection() as conn:
+        params = {"thread_id": thread_id, "status": status, "limit": limit, "offset": offset}
+        return [record(row) for row in await (await conn.execute(LIST, params)).fetchall()]
+
+
+DELETE = "DELETE FROM runs WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s"
+
+
+async def delete(engine: Engine, thread_id: UUID, run_id: UUID) -> None:
+    """Forget a run that has ended. Raises RunNotFound, and RunFinished while it is active."""
+    async with engine.pool.connection() as conn, conn.transaction():
+        await _lock(conn, thread_id, create=False, temporary=False)
+        run = await _get(conn, thread_id, run_id)
+        if run["status"] in ACTIVE or run.get("paused"):
+            raise RunFinished(f"Run {run_id} is {run['status']}; cancel it before you delete it")
+        await conn.execute(DELETE, {"thread_id": thread_id, "run_id": run_id})
+
+
+async def cancel(engine: Engine, thread_id: UUID, run_id: UUID, action: Action = "interrupt") -> None:
+    """Stop a run. `interrupt` keeps its finished steps, `rollback` deletes it and its checkpoints.
+
+    Ownership is taken away in this transaction, so nothing more can be written; the worker
+    learns of it afterwards. Raises RunNotFound when there is no such active run.
+    """
+    async with engine.pool.connection() as conn, conn.transaction():
+        thread = await _lock(conn, thread_id, create=False, temporary=False)
+        run = next((r for r in await _active(conn, thread_id) if r["run_id"] == run_id), None)
+        if run is None:
+            raise RunNotFound(f"Run with ID {run_id} not found or not active")
+        published = await _stop(engine, conn, thread, run, action)
+    engine.hub.publish(thread_id, published)
+
+
+CANDIDATES = """
+SELECT thread_id, run_id FROM runs
+ WHERE status IN ('pending', 'running', 'paused')
+   AND (%(thread_id)s::uuid IS NULL OR thread_id = %(thread_id)s)
+   AND (%(run_ids)s::uuid[] IS NULL OR run_id = ANY(%(run_ids)s))
+   AND (%(status)s::text IS NULL OR %(status)s = 'all' OR status = %(status)s)
+ ORDER BY queue_no
+"""
+
+
+async def cancel_many(
+    engine: Engine,
+    *,
+    thread_id: UUID | None = None,
+    run_ids: list[UUID] | None = None,
+    status: Literal["pending", "running", "all"] | None = None,
+    action: Action = "interrupt",
+) -> int:
+    """Cancel runs one by one, each in its own transaction; returns how many were stopped."""
+    async with engine.pool.connection() as conn:
+        params = {"thread_id": thread_id, "run_ids": run_ids, "status": status}
+        rows = await (await conn.execute(CANDIDATES, params)).fetchall()
+    count = 0
+    for row in rows:
+        try:
+            await cancel(engine, row["thread_id"], row["run_id"], action)
+        except (RunNotFound, ThreadNotFound):
+            continue  # ended just now
+        count += 1
+    return count
+
+
+DELETE_CHECKPOINTS = """
+WITH own AS (
+    DELETE FROM checkpoints WHERE thread_id = %(thread)s AND metadata ->> 'run_id' = %(run)s
+    RETURNING checkpoint_ns, checkpoint_id
+), answers AS (
+    DELETE FROM checkpoint_writes
+     WHERE thread_id = %(thread)s AND checkpoint_id = %(base)s AND (idx >= 0 OR channel IN ('__resume__', '__error__'))
+)
+DELETE FROM checkpoint_writes w USING own
+ WHERE w.thread_id = %(thread)s AND w.checkpoint_ns = own.checkpoint_ns AND w.checkpoint_id = own.checkpoint_id
+"""
+
+
+async def _stop(
+    engine: Engine, conn: Conn, thread: dict[str, Any], run: dict[str, Any], action: Action, *, successor: bool = False
+) -> list[Event]:
+    """Take a run from its queue or its worker, in the caller's transaction, which holds the thread's row.
+
+    `successor`: another run follows in the same transaction, so the thread stays busy.
+    """
+    thread_id, run_id = thread["thread_id"], run["run_id"]
+    owner = thread["run_id"] == run_id
+    last = events.Frame.of("lifecycle", {"event": "cancelled", "action": action, "final": True})
+    published = await events.append(conn, thread_id, run_id, [last])
+    if action == "rollback":
+        await conn.execute(
+            DELETE_CHECKPOINTS, {"thread": str(thread_id), "run": str(run_id), "base": run["base_checkpoint_id"]}
+        )
+        await conn.execute(DELETE, {"thread_id": thread_id, "run_id": run_id})
+    else:
+        await queue.end_run(conn, thread_id, run_id, "interrupted", None)
+    if owner:
+        await conn.execute(threads.CANCEL_NOTICE, {"run_id": str(run_id)})
+    if owner or thread["run_id"] is None:
+        snapshot = {"next": []} if successor else await state.read(engine, thread_id, conn=conn)
+        error = None
+        if owner and not successor:
+            name = "UserRollback" if action == "rollback" else "UserInterrupt"
+            error = {"error": name, "message": f"The run was cancelled by a client ({action})"}
+        await queue.settle_thread(
+            conn,
+            thread_id,
+            run_id,
+            fence=None,
+            status="busy" if successor else "interrupted" if snapshot["next"] else "idle",
+            error=error,
+            interrupts={} if owner else thread["interrupts"] or {},
+        )
+    if not successor:
+        await queue.promote(conn, thread_id)
+    return published
+
+
+async def outcome(engine: Engine, thread_id: UUID, run_id: UUID) -> Any:
+    """What wait and join answer once a run has ended: the thread's values.
+
+    After a question they hold `__interrupt__`; of a failed run it is `{"__error__": …}`.
+    Raises RunNotFound.
+    """
+    run = await get(engine, thread_id, run_id)
+    if run["status"] in ("error", "timeout"):
+        return {"__error__": run.get("error") or {"error": "TimeoutError", "message": "The run took too long"}}
+    async with engine.pool.connection() as conn:
+        row = await (await conn.execute(LOCK_FREE_THREAD, {"thread_id": thread_id})).fetchone()
+        if row is None:
+            raise RunNotFound(f"Run with ID {run_id} not found")
+        values = await state.values(engine, row, conn=conn)
+    open_questions = [
+        {**question, "response_schema": question.get("response_schema")}
+        for questions in (row["interrupts"] or {}).values()
+        for question in questions
+    ]
+    if run["status"] == "success" and open_questions and isinstance(values, dict):
+        return {**values, "__interrupt__": open_questions}
+    return values
+
+
+LOCK_FREE_THREAD = "SELECT thread_id, metadata, interrupts FROM threads WHERE thread_id = %(thread_id)s"

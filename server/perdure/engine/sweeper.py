@@ -1,0 +1,95 @@
+"""The sweeper: what nobody else does in time. Every worker runs it; each thing is done once.
+
+- runs of dead workers: the advisory lock that a worker holds for as long as its connection
+  lives can be taken;
+- runs whose lease has ended: their worker is cut off, or stuck;
+- deadlines of questions that have passed;
+- threads that are due for deletion, events and keys that have outlived their use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import structlog
+
+from perdure.engine import idempotency, interrupts, queue, threads
+from perdure.engine.db import Conn
+
+if TYPE_CHECKING:
+    from perdure.engine.core import Engine
+
+log = structlog.get_logger(__name__)
+
+OTHERS = "SELECT worker_id, lock_key FROM workers WHERE worker_id <> %(me)s"
+TRY_LOCK = "SELECT pg_try_advisory_xact_lock(%(key)s) AS dead"
+FORGET = "DELETE FROM workers WHERE worker_id = %(worker_id)s"
+
+
+async def dead_workers(engine: Engine, conn: Conn, me: UUID) -> int:
+    """Release the runs of workers that have died; returns how many runs."""
+    released = 0
+    for other in await (await conn.execute(OTHERS, {"me": me})).fetchall():
+        async with conn.transaction():
+            row = await (await conn.execute(TRY_LOCK, {"key": other["lock_key"]})).fetchone()
+            if not row or not row["dead"]:
+                continue
+            runs = await queue.release(conn, worker_id=other["worker_id"], lost=True, **_policy(engine))
+            await conn.execute(FORGET, {"worker_id": other["worker_id"]})
+        log.warning("worker died", worker_id=str(other["worker_id"]), runs=len(runs))
+        released += len(runs)
+    return released
+
+
+async def expired_leases(engine: Engine, conn: Conn) -> int:
+    """Release the runs whose worker stopped renewing its lease; returns how many."""
+    runs = await queue.release(conn, worker_id=None, lost=True, **_policy(engine))
+    if runs:
+        log.warning("leases expired", runs=[str(run["run_id"]) for run in runs])
+    return len(runs)
+
+
+def _policy(engine: Engine) -> dict[str, Any]:
+    settings = engine.settings
+    return {
+        "max_attempts": settings.max_attempts,
+        "initial": settings.retry_initial_seconds,
+        "cap": settings.retry_cap_seconds,
+    }
+
+
+EXPIRED_THREADS = """
+SELECT thread_id FROM threads WHERE expires_at < now() AND status <> 'busy' ORDER BY thread_id LIMIT 200
+   FOR UPDATE SKIP LOCKED
+"""
+
+# events of a run whose stream nobody can resume go a minute after its end
+OLD_EVENTS = """
+DELETE FROM run_events e USING runs r
+ WHERE r.thread_id = e.thread_id AND r.run_id = e.run_id AND r.ended_at BETWEEN now() - interval '10 min'
+   AND now() - interval '1 min' AND NOT coalesce((r.kwargs ->> 'resumable')::bool, false)
+"""
+
+
+async def expired_threads(conn: Conn) -> int:
+    """Delete threads whose time has come, at most 200 a call; returns how many."""
+    async with conn.transaction():
+        rows = await (await conn.execute(EXPIRED_THREADS)).fetchall()
+        if not rows:
+            return 0
+        return len(await threads.delete_rows(conn, [row["thread_id"] for row in rows]))
+
+
+async def retention(conn: Conn) -> None:
+    """Delete what has outlived its use; call it about once a minute."""
+    await conn.execute(OLD_EVENTS)
+    await idempotency.expire(conn)
+
+
+async def sweep(engine: Engine, conn: Conn, me: UUID) -> None:
+    """One round of everything that must not wait."""
+    await dead_workers(engine, conn, me)
+    await expired_leases(engine, conn)
+    await interrupts.time_out(engine)
+    await expired_threads(conn)

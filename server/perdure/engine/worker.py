@@ -1,0 +1,188 @@
+"""A worker: claims runs and executes them, on an event loop of its own in a thread of its own.
+
+The API's loop never runs graph code, so a node that blocks cannot stop HTTP. `start` returns
+when runs can be claimed; `stop` hands the runs back first and waits for no author code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+import psycopg
+import structlog
+from langgraph.store.postgres.aio import AsyncPostgresStore
+from psycopg_pool import PoolTimeout
+
+from perdure.engine import queue
+from perdure.engine.attempt import Attempt, Workshop
+from perdure.engine.db import open_pool
+from perdure.engine.groupcommit import GroupCommit
+from perdure.engine.hub import Hub
+from perdure.engine.lease import LeaseThread
+from perdure.engine.registry import Registry
+from perdure.engine.signals import listen
+
+if TYPE_CHECKING:
+    from perdure.config import Settings
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS = 2.0  # how long a lost notification can delay a run
+SYNC_THREADS = 64  # nodes that are plain functions run in these
+STOP_SECONDS = 2.0
+
+
+class Worker(threading.Thread):
+    """Executes up to `settings.slots` runs at a time. With `hub`, readers of this process are fed from memory."""
+
+    def __init__(
+        self, settings: Settings, registry: Registry, dsn: str, *, hub: Hub | None = None, origin: str | None = None
+    ) -> None:
+        super().__init__(name="perdure-attempts", daemon=True)
+        self.settings = settings
+        self.registry = registry
+        self.dsn = dsn
+        self._hub = hub
+        self._origin = origin or uuid4().hex
+        self._lease = LeaseThread(self)
+        self._attempts: dict[UUID, Attempt] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._work: asyncio.Event | None = None
+        self._heartbeat = time.monotonic()
+        self._started = threading.Event()
+        self._stopping = False
+
+    def run(self) -> None:
+        asyncio.run(self._run())
+
+    def start(self) -> None:
+        """Start both threads; returns when the worker is registered and claims runs."""
+        super().start()
+        self._started.wait()
+        self._lease.start()
+        self._lease.ready.wait()
+
+    def stop(self) -> None:
+        """Hand the runs back, then stop; returns within a few seconds whatever the nodes do."""
+        self._stopping = True
+        self._lease.stop(STOP_SECONDS)
+        if self._loop is not None and self._loop.is_running():
+            self._loop.call_soon_threadsafe(self._end)
+        self.join(STOP_SECONDS)
+
+    # -- called from the lease thread
+
+    def running(self) -> list[UUID]:
+        """The runs that are being executed now."""
+        return list(self._attempts)
+
+    def lag(self) -> float:
+        """Seconds since the attempt loop last turned; it is asked to turn at each call."""
+        if self._loop is not None and self._loop.is_running():
+            with suppress(RuntimeError):  # closed between the check and the call: it is stopping
+                self._loop.call_soon_threadsafe(self._beat)
+        return time.monotonic() - self._heartbeat
+
+    def wake(self) -> None:
+        """There may be something to claim."""
+        if self._loop is not None and self._work is not None:
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._work.set)
+
+    def abandon(self) -> None:
+        """All runs have been given up: stop executing them."""
+        if self._loop is not None and self._loop.is_running():
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._stop_attempts)
+
+    # -- on the attempt loop
+
+    def _beat(self) -> None:
+        self._heartbeat = time.monotonic()
+
+    def _stop_attempts(self) -> None:
+        for attempt in list(self._attempts.values()):
+            attempt.stop()
+
+    def _end(self) -> None:
+        self._stop_attempts()
+        if self._work is not None:
+            self._work.set()
+
+    def _cancelled(self, payload: str) -> None:
+        attempt = self._attempts.get(UUID(payload))
+        if attempt is not None:
+            attempt.stop()
+
+    async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._loop.set_default_executor(ThreadPoolExecutor(SYNC_THREADS, thread_name_prefix="node"))
+        self._work = work = asyncio.Event()
+        pool = await open_pool(self.dsn, size=max(8, self.settings.slots), name="attempts")
+        shop = Workshop(
+            settings=self.settings,
+            registry=self.registry,
+            pool=pool,
+            group=GroupCommit(pool, origin=self._origin),
+            store=AsyncPostgresStore(conn=pool),
+            hub=self._hub,
+        )
+        handlers = {"perdure_work": lambda _: work.set(), "perdure_cancel": self._cancelled}
+        listener = asyncio.create_task(listen(self.dsn, handlers, missed=work.set), name="listen")
+        self._started.set()
+        while not self._stopping:
+            wait = POLL_SECONDS
+            try:
+                wait = await self._claim(shop)
+            except (psycopg.Error, PoolTimeout) as exc:
+                log.warning("claim failed, trying again", error=str(exc).strip())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await work.wait()
+        listener.cancel()
+        self._stop_attempts()
+
+    async def _claim(self, shop: Workshop) -> float:
+        """Fill the free slots; returns how long to wait for news."""
+        assert self._work is not None
+        self._work.clear()
+        free = self.settings.slots - len(self._attempts)
+        worker_id = self._lease.worker_id
+        if free <= 0 or worker_id is None or self._lease.stuck:
+            return POLL_SECONDS
+        claimed = await queue.claim(
+            shop.pool,
+            worker_id=worker_id,
+            graphs=self.registry.graph_ids,
+            slots=free,
+            lease_seconds=self.settings.lease_seconds,
+        )
+        for run in claimed:
+            attempt = Attempt(shop, run)
+            self._attempts[run.run_id] = attempt
+            task = asyncio.create_task(attempt.execute(), name=f"run {run.run_id}")
+            self._tasks.add(task)
+            task.add_done_callback(self._done(attempt))
+        if claimed:
+            return 0.0 if len(claimed) == free else POLL_SECONDS if self._work.is_set() else 0.0
+        due = await queue.next_ready(shop.pool)
+        return POLL_SECONDS if due is None else min(POLL_SECONDS, max(0.0, due))
+
+    def _done(self, attempt: Attempt):  # noqa: ANN202
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if self._attempts.get(attempt.run.run_id) is attempt:
+                del self._attempts[attempt.run.run_id]
+            if not task.cancelled() and (exc := task.exception()):
+                log.error("attempt broke", run_id=str(attempt.run.run_id), exc_info=exc)
+            if self._work is not None:
+                self._work.set()
+
+        return done
