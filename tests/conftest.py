@@ -24,7 +24,7 @@ from perdure.engine.postgres import embedded
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 60.0
-STOP_SECONDS = 15.0
+STOP_SECONDS = 30.0
 
 
 @pytest.fixture(scope="session")
@@ -201,9 +201,7 @@ def server(launch: Launch, request: pytest.FixtureRequest) -> Launch:
 def worker(launch: Launch, request: pytest.FixtureRequest) -> Launch:
     """Start `perdure worker` on this test's database and return once it claims runs."""
 
-    def start(
-        *, config: Path = ROOT / "langgraph.json", slots: int = 4, env: dict[str, str] | None = None
-    ) -> Process:
+    def start(*, config: Path = ROOT / "langgraph.json", slots: int = 4, env: dict[str, str] | None = None) -> Process:
         arguments = ("worker", "--config", str(config), "--slots", str(slots))
         process = launch(*arguments, env=_with_database(request, env))
         process.until(r"perdure worker")

@@ -66,10 +66,11 @@ def run(settings: Settings, *, http: bool, ready: Callable[[Started], None]) -> 
 def _start(
     settings: Settings, stack: ExitStack, stop: "_StopFlag", *, http: bool, ready: Callable[[Started], None]
 ) -> None:
+    rules = _simulator_rules(settings)
     bound = stack.enter_context(_bound(settings)) if http else None
     dsn = stack.enter_context(database(settings))
     migrate(dsn)
-    settings = settings.model_copy(update={"simulated": stack.enter_context(_model(settings))})
+    settings = settings.model_copy(update={"simulated": stack.enter_context(_model(settings, rules))})
 
     # Graphs make model clients when they are imported, so this comes after the model.
     from perdure.engine.registry import Registry
@@ -128,9 +129,8 @@ def describe_database(settings: Settings) -> str:
 
 
 @contextmanager
-def _model(settings: Settings) -> Iterator[bool]:
+def _model(settings: Settings, rules: str | None) -> Iterator[bool]:
     """Start the simulator if no model is configured and langgraph.json has rules for it; True if it runs."""
-    rules = _simulator_rules(settings)
     if rules is None or has_model_key():
         yield settings.simulated
         return
@@ -145,6 +145,7 @@ def _model(settings: Settings) -> Iterator[bool]:
 
 
 def _simulator_rules(settings: Settings) -> str | None:
+    """Where langgraph.json says that the simulator's answers are. Raises StartError if there is no such file."""
     try:
         raw: Any = orjson.loads(settings.config.read_bytes())
         rules = raw["simulator"]["rules"]

@@ -10,7 +10,9 @@ from perdure.engine.errors import InvalidInput
 OPEN: dict[str, Any] = {"webhooks": {"url": {"disable_loopback": False, "require_https": False}}}
 
 
-@pytest.mark.parametrize("url", ["https://example.com/hook?x=1", "http://93.184.215.14:8080/", "https://[2606:4700::1]/"])
+@pytest.mark.parametrize(
+    "url", ["https://example.com/hook?x=1", "http://93.184.215.14:8080/", "https://[2606:4700::1]/"]
+)
 def test_public_addresses_pass(url: str) -> None:
     assert check_webhook(url, {}) == url
 

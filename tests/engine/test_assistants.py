@@ -153,9 +153,7 @@ async def test_set_latest_restores_everything_and_the_next_patch_takes_a_new_num
         engine, key, graph_id="steps", name="two", description="d2", metadata={"w": 2}, context={"c": 2}
     )
     back = await assistants.set_latest(engine, key, 1)
-    assert {k: v for k, v in back.items() if k != "updated_at"} == {
-        k: v for k, v in first.items() if k != "updated_at"
-    }
+    assert {k: v for k, v in back.items() if k != "updated_at"} == {k: v for k, v in first.items() if k != "updated_at"}
     assert (await assistants.patch(engine, key))["version"] == 3
     for unknown in (9, 0, -1, 10**30):
         with pytest.raises(AssistantNotFound, match=f"has no version {unknown}"):
@@ -183,9 +181,7 @@ async def test_versions_are_newest_first_without_updated_at(engine):
 async def test_search_filters_sorts_and_counts(engine):
     for i, name in enumerate(("Refund bot", "refund_bot 50%", "Other")):
         graph = "chat" if i < 2 else "steps"
-        await assistants.create(
-            engine, graph_id=graph, name=name, metadata={"n": i, "deep": {"a": 1, "b": i}}
-        )
+        await assistants.create(engine, graph_id=graph, name=name, metadata={"n": i, "deep": {"a": 1, "b": i}})
 
     async def names(**given):
         rows, total = await assistants.search(engine, **given)

@@ -110,9 +110,7 @@ def test_odd_values(value, expected):
 
 
 def test_lone_surrogates_are_replaced_and_pairs_joined():
-    assert json.loads(dumps({"a\ud800": ["x\udfff", "\ud83d\ude00"]})) == {
-        "a\ufffd": ["x\ufffd", "\U0001f600"]
-    }
+    assert json.loads(dumps({"a\ud800": ["x\udfff", "\ud83d\ude00"]})) == {"a\ufffd": ["x\ufffd", "\U0001f600"]}
     assert jsonable(AIMessage("\ud800"))["content"] == "\ufffd"
     assert b"\\u0000" in dumps("a\x00b")
 
@@ -148,9 +146,7 @@ def test_cycles_and_depth_end():
         | st.text(st.characters())
         | st.binary()
         | st.datetimes(),
-        lambda inner: (
-            st.lists(inner) | st.dictionaries(st.text(st.characters()) | st.integers() | st.binary(), inner)
-        ),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters()) | st.integers() | st.binary(), inner),
         max_leaves=20,
     )
 )

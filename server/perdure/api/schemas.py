@@ -55,11 +55,12 @@ def _node_names(value: Any) -> Any:
 
 
 def _goto(value: Any) -> Any:
-    for target in cast("list[Any]", value if isinstance(value, list) else [value]):
+    targets: list[Any] = cast("list[Any]", value) if isinstance(value, list) else [value]
+    for target in targets:
         node: Any = cast("dict[str, Any]", target).get("node") if isinstance(target, dict) else target
         if not isinstance(node, str):
             raise wrong("command.goto: must be a node name, {node, input} or a list of these")
-    return value
+    return targets if isinstance(value, list) else targets[0]
 
 
 def _before(value: Any) -> Any:

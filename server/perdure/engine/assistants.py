@@ -348,9 +348,7 @@ async def set_latest(engine: Engine, assistant_id: UUID, version: int) -> dict[s
     return row
 
 
-def _filter(
-    engine: Engine, graph_id: str | None, name: str | None, metadata: dict[str, Any] | None
-) -> dict[str, Any]:
+def _filter(engine: Engine, graph_id: str | None, name: str | None, metadata: dict[str, Any] | None) -> dict[str, Any]:
     if graph_id is not None:
         engine.registry.entry(graph_id)
     if name is not None:
@@ -361,9 +359,7 @@ def _filter(
     return {"graph_id": graph_id, "name": name, "metadata": jsonb(metadata or {})}
 
 
-def _mirror(
-    config: dict[str, Any] | None, context: dict[str, Any] | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _mirror(config: dict[str, Any] | None, context: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both from whichever of `config.configurable` and `context` is given."""
     config = dict(config or {})
     if context and config.get("configurable"):

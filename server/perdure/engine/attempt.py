@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -120,7 +121,12 @@ class Attempt:
         clean = {k: v for k, v in {**context, **configurable}.items() if not k.startswith("__")}
         for key in ("checkpoint_id", "checkpoint_ns", "checkpoint_map"):
             clean.pop(key, None)
-        metadata = {**(given.get("metadata") or {}), **run.metadata, **own, "run_attempt": run.attempt}
+        metadata: dict[str, Any] = {
+            **(given.get("metadata") or {}),
+            **run.metadata,
+            **own,
+            "run_attempt": run.attempt,
+        }
         journal = Journal(self.shop.pool, self.shop.group, run.thread_id, run.run_id, run.fence)
         config: dict[str, Any] = {
             **{key: given[key] for key in ("tags", "recursion_limit", "max_concurrency", "run_name") if given.get(key)},
@@ -167,18 +173,19 @@ class Attempt:
         asked: list[str] = kwargs.get("stream_mode") or ["values"]
         frames = Frames(asked)
         shown: str | None = None
-        chunks = graph.astream(
+        subgraphs = bool(kwargs.get("subgraphs"))
+        chunks: AsyncIterator[Any] = cast(Any, graph).astream(
             self._delivery(),
             config,
             context=_context(graph, kwargs.get("context") or {}, config),
-            stream_mode=cast(Any, graph_modes(asked)),
-            subgraphs=bool(kwargs.get("subgraphs")),
+            stream_mode=graph_modes(asked),
+            subgraphs=subgraphs,
             durability="sync",
             interrupt_before=kwargs.get("interrupt_before"),
             interrupt_after=kwargs.get("interrupt_after"),
         )
         async for chunk in chunks:
-            namespace, mode, data = chunk if len(chunk) == 3 else ((), *chunk)
+            namespace, mode, data = cast("tuple[tuple[str, ...], str, Any]", chunk if subgraphs else ((), *chunk))
             for event, payload in frames.of(namespace, mode, data):
                 checkpoint_id = None
                 if event == "values" and (self._saver.head != shown or b'"__interrupt__"' in payload):
@@ -201,7 +208,7 @@ class Attempt:
             if asked
         }
         event = "interrupted" if asked or stopped else "completed"
-        last = {"event": event, "graph_name": self.run.graph_id, "final": True}
+        last: dict[str, Any] = {"event": event, "graph_name": self.run.graph_id, "final": True}
         if asked:
             flat = [question for group in asked.values() for question in group]
             last["interrupts"] = flat
@@ -212,7 +219,13 @@ class Attempt:
             run = self.run
             async with self.shop.pool.connection() as conn, conn.transaction():
                 await queue.settle_thread(
-                    conn, run.thread_id, run.run_id, fence=run.fence, status=status, error=None, interrupts=asked
+                    conn,
+                    run.thread_id,
+                    run.run_id,
+                    fence=run.fence,
+                    status=status,
+                    error=None,
+                    interrupts=asked,
                 )
                 await queue.end_run(conn, run.thread_id, run.run_id, "success", None)
                 await interrupts.record(conn, run, questions)
@@ -227,13 +240,17 @@ class Attempt:
     async def _fail(self, exc: Exception) -> str:
         settings = self.shop.settings
         run = self.run
-        error = {"error": type(exc).__name__, "message": str(exc)}
+        error: dict[str, Any] = {"error": type(exc).__name__, "message": str(exc)}
         retryable = getattr(exc, "retryable", None) is True
         paused = retryable and run.failures + 1 >= settings.max_attempts
         error_status = getattr(exc, "status", None)
         if isinstance(error_status, int):
             error["status"] = error_status
-        lifecycle: dict[str, Any] = {"graph_name": run.graph_id, "error": error["message"], "attempt": run.attempt}
+        lifecycle: dict[str, Any] = {
+            "graph_name": run.graph_id,
+            "error": error["message"],
+            "attempt": run.attempt,
+        }
         wire_error = Frame.of("error", {"error": error["error"], "message": error["message"]})
 
         async def again(left: list[Frame]) -> None:
@@ -251,10 +268,20 @@ class Attempt:
                 self.shop.hub.publish(run.thread_id, published)
 
         async def failed(left: list[Frame]) -> None:
-            frames = [*left, wire_error, Frame.of("lifecycle", {"event": "failed", **lifecycle, "final": True})]
+            frames = [
+                *left,
+                wire_error,
+                Frame.of("lifecycle", {"event": "failed", **lifecycle, "final": True}),
+            ]
             async with self.shop.pool.connection() as conn, conn.transaction():
                 await queue.settle_thread(
-                    conn, run.thread_id, run.run_id, fence=run.fence, status="error", error=error, interrupts={}
+                    conn,
+                    run.thread_id,
+                    run.run_id,
+                    fence=run.fence,
+                    status="error",
+                    error=error,
+                    interrupts={},
                 )
                 await queue.end_run(conn, run.thread_id, run.run_id, "error", error)
                 published = await queue.events.append(conn, run.thread_id, run.run_id, frames)

@@ -93,7 +93,7 @@ def migrate(dsn: str) -> list[str]:
 
     Raises MigrationError if a file that has been applied differs from the one shipped here.
     """
-    with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as conn:
+    with psycopg.Connection[DictRow].connect(dsn, autocommit=True, row_factory=dict_row) as conn:
         _lock(conn)
         try:
             conn.execute(LEDGER)

@@ -7,8 +7,8 @@
     │                   QuestionClosed
     └── Invalid         InvalidInput IdempotencyMismatch
 
-`StorageError` and `StepMismatch` end an attempt. `LeaseLost` is control flow, not an error: author code must not swallow it, so it is a
-BaseException.
+`StorageError` and `StepMismatch` end an attempt. `LeaseLost` is control flow, not an error:
+author code must not swallow it, so it is a BaseException.
 """
 
 from __future__ import annotations

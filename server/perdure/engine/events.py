@@ -35,6 +35,7 @@ PAGE = 500
 POLL_SECONDS = 10.0  # how long a lost notification can delay a reader
 FINAL = ("success", "error", "timeout", "interrupted")
 
+
 class Frame(NamedTuple):
     """What goes to a reader. With `checkpoint_id`, `data` is that checkpoint's state (plus `__interrupt__`)."""
 
@@ -59,7 +60,8 @@ WITH taken AS (
     RETURNING thread_id, event_seq - %(count)s AS base, event_seq
 ), added AS (
     INSERT INTO run_events (thread_id, seq, run_id, at, event, data, checkpoint_id)
-    SELECT taken.thread_id, taken.base + f.n, %(run_id)s, to_timestamp(%(ms)s / 1000.0), f.event, f.data, f.checkpoint_id
+    SELECT taken.thread_id, taken.base + f.n, %(run_id)s, to_timestamp(%(ms)s / 1000.0),
+           f.event, f.data, f.checkpoint_id
       FROM taken, unnest(%(events)s::text[], %(data)s::text[], %(checkpoint_ids)s::text[])
            WITH ORDINALITY AS f(event, data, checkpoint_id, n)
 )
@@ -299,8 +301,9 @@ async def _stored(engine: Engine, thread_id: UUID, after: int) -> AsyncIterator[
             data = row["data"].encode() if row["data"] is not None else b"{}"
             if row["checkpoint_id"]:
                 snapshot = await state.read(engine, thread_id, checkpoint_id=row["checkpoint_id"])
-                extra = orjson.loads(data) if row["data"] else {}
-                data = dumps({**(snapshot["values"] or {}), **extra})
+                extra: dict[str, Any] = orjson.loads(data)
+                stored: dict[str, Any] = snapshot["values"] or {}
+                data = dumps({**stored, **extra})
             after = row["seq"]
             yield Event(row["seq"], row["ms"], row["run_id"], row["event"], data)
         if len(rows) < PAGE:
@@ -331,4 +334,3 @@ async def position(engine: Engine, thread_id: UUID) -> int:
     if row is None:
         raise ThreadNotFound(f"Thread with ID {thread_id} not found")
     return row["event_seq"]
-

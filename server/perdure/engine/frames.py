@@ -42,12 +42,12 @@ class Frames:
             if self._whole:
                 yield from self._accumulate(message, metadata, suffix)
         elif mode in ("values", "updates") and isinstance(data, dict) and "__interrupt__" in data:
-            interrupts = [_interrupt(value) for value in cast("list[Any]", data["__interrupt__"])]
+            interrupts = [_interrupt(value) for value in cast("dict[str, list[Any]]", data)["__interrupt__"]]
             yield mode + suffix, dumps({**cast("dict[str, Any]", data), "__interrupt__": interrupts})
         elif mode in ("checkpoints", "debug"):
             yield mode + suffix, dumps(_without_internals(data))
         else:
-            yield mode + suffix, dumps(data)
+            yield mode + suffix, dumps(cast(object, data))
 
     def _accumulate(self, message: BaseMessage, metadata: dict[str, Any], suffix: str) -> Iterator[tuple[str, bytes]]:
         ident = message.id or ""

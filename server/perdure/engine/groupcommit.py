@@ -72,18 +72,18 @@ WITH given AS (
     DO UPDATE SET channel = excluded.channel, type = excluded.type, blob = excluded.blob
      WHERE checkpoint_writes.idx < 0
 ), new_steps AS (
-    INSERT INTO steps (thread_id, scope, name, n, run_id, key, fingerprint, status, value_type, value, error,
+    INSERT INTO steps (thread_id, scope, name, identity, n, call, run_id, keyed, status, value_type, value, error,
                        attempts, next_at, overlapped)
-    SELECT s.thread_id, s.scope, s.name, s.n, s.run_id, s.key, s.fingerprint, s.status, s.value_type, s.value,
+    SELECT s.thread_id, s.scope, s.name, s.identity, s.n, s.call, s.run_id, s.keyed, s.status, s.value_type, s.value,
            s.error::jsonb, s.attempts::jsonb, to_timestamp(s.next_at), s.overlapped
-      FROM unnest(%(s_thread)s::uuid[], %(s_scope)s::text[], %(s_name)s::text[], %(s_n)s::int[], %(s_run)s::uuid[],
-                  %(s_key)s::text[], %(s_fingerprint)s::text[], %(s_status)s::text[], %(s_type)s::text[],
-                  %(s_value)b::bytea[], %(s_error)s::text[], %(s_attempts)s::text[], %(s_next_at)s::float8[],
-                  %(s_overlapped)s::bool[])
-           AS s(thread_id, scope, name, n, run_id, key, fingerprint, status, value_type, value, error, attempts,
+      FROM unnest(%(s_thread)s::uuid[], %(s_scope)s::text[], %(s_name)s::text[], %(s_identity)s::text[],
+                  %(s_n)s::int[], %(s_call)s::int[], %(s_run)s::uuid[], %(s_keyed)s::bool[], %(s_status)s::text[],
+                  %(s_type)s::text[], %(s_value)b::bytea[], %(s_error)s::text[], %(s_attempts)s::text[],
+                  %(s_next_at)s::float8[], %(s_overlapped)s::bool[])
+           AS s(thread_id, scope, name, identity, n, call, run_id, keyed, status, value_type, value, error, attempts,
                 next_at, overlapped)
       JOIN held USING (thread_id)
-    ON CONFLICT (thread_id, scope, name, n)
+    ON CONFLICT (thread_id, scope, name, identity, n)
     DO UPDATE SET status = excluded.status, value_type = excluded.value_type, value = excluded.value,
                   error = excluded.error, attempts = excluded.attempts, next_at = excluded.next_at,
                   overlapped = excluded.overlapped, updated_at = now()
@@ -105,17 +105,26 @@ SELECT thread_id, base,
 COLUMNS: dict[str, tuple[str, ...]] = {
     "checkpoints": ("c_thread", "c_ns", "c_id", "c_parent", "c_checkpoint", "c_metadata"),
     "blobs": ("b_thread", "b_ns", "b_channel", "b_version", "b_type", "b_blob"),
-    "writes": (
-        *("w_thread", "w_ns", "w_checkpoint", "w_task", "w_path", "w_idx", "w_channel", "w_type", "w_blob"),
-    ),
+    "writes": (*("w_thread", "w_ns", "w_checkpoint", "w_task", "w_path", "w_idx", "w_channel", "w_type", "w_blob"),),
     "steps": (
-        *("s_thread", "s_scope", "s_name", "s_n", "s_run", "s_key", "s_fingerprint", "s_status", "s_type"),
+        *(
+            "s_thread",
+            "s_scope",
+            "s_name",
+            "s_identity",
+            "s_n",
+            "s_call",
+            "s_run",
+            "s_keyed",
+            "s_status",
+            "s_type",
+        ),
         *("s_value", "s_error", "s_attempts", "s_next_at", "s_overlapped"),
     ),
     "events": ("e_thread", "e_n", "e_run", "e_ms", "e_event", "e_data", "e_checkpoint"),
 }
 # how many leading fields identify a row: one statement may not touch a row twice
-IDENTITY = {"checkpoints": 3, "blobs": 4, "writes": 6, "steps": 4, "events": 2}
+IDENTITY = {"checkpoints": 3, "blobs": 4, "writes": 6, "steps": 5, "events": 2}
 
 Row = tuple[Any, ...]
 

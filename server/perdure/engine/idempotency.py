@@ -25,9 +25,7 @@ ON CONFLICT (key) DO NOTHING RETURNING key
 FIRST = "SELECT request_hash, thread_id, run_id FROM idempotency_keys WHERE key = %(key)s"
 
 
-async def claim(
-    conn: Conn, key: str, request: tuple[UUID | None, NewRun], run_id: UUID
-) -> tuple[UUID, UUID] | None:
+async def claim(conn: Conn, key: str, request: tuple[UUID | None, NewRun], run_id: UUID) -> tuple[UUID, UUID] | None:
     """Claim the key for a new run (None), or return thread and run of the first request.
 
     Part of the caller's transaction; a second request waits here until the first one's is

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import secrets
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, LiteralString
+from typing import TYPE_CHECKING, Any, LiteralString, cast
 from uuid import UUID
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP
@@ -135,8 +135,9 @@ async def accept(
     """
     rows = await (await conn.execute(OPEN_OF_THREAD, {"thread_id": thread_id})).fetchall()
     waiting = {row["interrupt_id"]: row for row in rows}
-    if isinstance(resume, dict) and resume and all(_INTERRUPT_ID.fullmatch(str(key)) for key in resume):
-        answers: dict[str, Any] = {str(key): value for key, value in resume.items()}
+    named = cast("dict[str, Any]", resume) if isinstance(resume, dict) else {}
+    if named and all(_INTERRUPT_ID.fullmatch(key) for key in named):
+        answers: dict[str, Any] = named
         closed = [key for key in answers if key not in waiting]
         if closed:
             raise QuestionClosed(f"Interrupt {closed[0]} is not open: it is unknown, answered, superseded or timed out")
@@ -145,11 +146,16 @@ async def accept(
     elif not waiting:
         raise QuestionClosed(f"Thread {thread_id} has no open question to answer")
     else:
-        answers = {next(iter(waiting)): resume}
+        answers = {next(iter(waiting)): cast("Any", resume)}
     for interrupt_id, answer in answers.items():
         if isinstance(answer, dict) and TIMEOUT in answer and status != "timed_out":
             raise InvalidInput("command.resume", f"the key {TIMEOUT!r} is reserved")
-        place = {**waiting[interrupt_id], "thread": str(thread_id), "idx": WRITES_IDX_MAP[RESUME], "channel": RESUME}
+        place = {
+            **waiting[interrupt_id],
+            "thread": str(thread_id),
+            "idx": WRITES_IDX_MAP[RESUME],
+            "channel": RESUME,
+        }
         before = await (await conn.execute(ANSWERS, place)).fetchone()
         given: list[Any] = _SERDE.loads_typed((before["type"], before["blob"])) if before else []
         kind, blob = _SERDE.dumps_typed([*given, answer])

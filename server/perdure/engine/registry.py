@@ -102,9 +102,7 @@ class Registry:
         """The graph of that name. Raises GraphNotFound, which names those that exist."""
         entry = self.graphs.get(graph_id)
         if entry is None:
-            raise GraphNotFound(
-                f"Graph '{graph_id}' not found; langgraph.json defines: {', '.join(self.graphs)}"
-            )
+            raise GraphNotFound(f"Graph '{graph_id}' not found; langgraph.json defines: {', '.join(self.graphs)}")
         return entry
 
     @asynccontextmanager
@@ -172,9 +170,7 @@ class Registry:
         if key not in self._described:
             self.entry(graph_id)
             try:
-                found = await asyncio.to_thread(
-                    drawing.subgraphs, await self._shape(graph_id), namespace, recurse
-                )
+                found = await asyncio.to_thread(drawing.subgraphs, await self._shape(graph_id), namespace, recurse)
             except Exception as exc:  # a factory that needs a config
                 log.warning("subgraphs not available", graph=graph_id, error=repr(exc))
                 return {}
@@ -200,9 +196,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {exc}") from exc
     graphs: Any = cast("dict[str, Any]", config).get("graphs") if isinstance(config, dict) else None
     if not isinstance(graphs, dict) or not graphs:
-        raise ConfigError(
-            f'{path} defines no graphs: it needs {{"graphs": {{"<name>": "./<file>.py:<attribute>"}}}}'
-        )
+        raise ConfigError(f'{path} defines no graphs: it needs {{"graphs": {{"<name>": "./<file>.py:<attribute>"}}}}')
     return cast("dict[str, Any]", config)
 
 
@@ -220,8 +214,7 @@ def _load_entry(graph_id: str, spec: Any, roots: list[Path]) -> GraphEntry:
         spec, description = parts.get("path"), parts.get("description")
     if not isinstance(spec, str) or not all(spec.rpartition(":")[::2]):
         raise ConfigError(
-            f"Graph '{graph_id}': {spec!r} is not of the form './file.py:attribute' "
-            "or 'package.module:attribute'"
+            f"Graph '{graph_id}': {spec!r} is not of the form './file.py:attribute' or 'package.module:attribute'"
         )
     where, _, attribute = spec.rpartition(":")
     try:
@@ -234,8 +227,7 @@ def _load_entry(graph_id: str, spec: Any, roots: list[Path]) -> GraphEntry:
         return GraphEntry(graph_id, spec, description, cast(Graph, value))
     if not callable(value):
         raise ConfigError(
-            f"Graph '{graph_id}' ({spec}) is a {type(value).__name__}; "
-            "expected a graph or a function that returns one"
+            f"Graph '{graph_id}' ({spec}) is a {type(value).__name__}; expected a graph or a function that returns one"
         )
     return GraphEntry(graph_id, spec, description, None, value, _takes_config(graph_id, spec, value))
 
@@ -259,9 +251,7 @@ def _import(where: str, roots: list[Path]) -> ModuleType:
         return _import_file("_".join(name.split(".")), file)
     module = importlib.import_module(name)
     if module.__file__ is None or not os.path.samefile(module.__file__, file):
-        raise ImportError(
-            f"the name '{name}' is taken by {module.__file__ or module}; rename the file or its folder"
-        )
+        raise ImportError(f"the name '{name}' is taken by {module.__file__ or module}; rename the file or its folder")
     return module
 
 
@@ -283,9 +273,7 @@ def _import_file(name: str, file: Path) -> ModuleType:
 def _takes_config(graph_id: str, spec: str, factory: Callable[..., Any]) -> bool:
     """Whether a factory wants the run's config: it has one required parameter, or its first is `config`."""
     parameters = inspect.signature(factory).parameters.values()
-    required = [
-        p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
+    required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if len(required) > 1 or any(p.kind is p.KEYWORD_ONLY for p in required):
         raise ConfigError(
             f"Graph '{graph_id}' ({spec}): a function that makes a graph takes nothing or one config; "

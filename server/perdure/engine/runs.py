@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, LiteralString
+from typing import TYPE_CHECKING, Any, Literal, LiteralString, cast
 from uuid import UUID, uuid4
 
 from uuid_utils.compat import uuid7
@@ -161,7 +161,7 @@ async def enqueue(
         metadata |= {"graph_id": assistant["graph_id"], "assistant_id": str(assistant["assistant_id"])}
         if engine.settings.simulated:
             metadata["simulated"] = True
-        config = merge_config(assistant["config"], new.config)
+        config = merge_config(assistant["config"] or {}, new.config)
         cursor = await conn.execute(
             INSERT,
             {
@@ -187,8 +187,8 @@ async def enqueue(
             {
                 "thread_id": thread_id,
                 "held": held,
-                "metadata": jsonb({**owner, **thread["metadata"]}),
-                "config": jsonb(merge_config(thread["config"], new.config)),
+                "metadata": jsonb({**owner, **(thread["metadata"] or {})}),
+                "config": jsonb(merge_config(thread["config"] or {}, new.config)),
             },
         )
         published = await events.append(conn, thread_id, run_id, [events.Frame.of("lifecycle", {"event": "pending"})])
@@ -382,7 +382,13 @@ DELETE FROM checkpoint_writes w USING own
 
 
 async def _stop(
-    engine: Engine, conn: Conn, thread: dict[str, Any], run: dict[str, Any], action: Action, *, successor: bool = False
+    engine: Engine,
+    conn: Conn,
+    thread: dict[str, Any],
+    run: dict[str, Any],
+    action: Action,
+    *,
+    successor: bool = False,
 ) -> list[Event]:
     """Take a run from its queue or its worker, in the caller's transaction, which holds the thread's row.
 
@@ -394,7 +400,8 @@ async def _stop(
     published = await events.append(conn, thread_id, run_id, [last])
     if action == "rollback":
         await conn.execute(
-            DELETE_CHECKPOINTS, {"thread": str(thread_id), "run": str(run_id), "base": run["base_checkpoint_id"]}
+            DELETE_CHECKPOINTS,
+            {"thread": str(thread_id), "run": str(run_id), "base": run["base_checkpoint_id"]},
         )
         await conn.execute(DELETE, {"thread_id": thread_id, "run_id": run_id})
     else:
@@ -402,7 +409,7 @@ async def _stop(
     if owner:
         await conn.execute(threads.CANCEL_NOTICE, {"run_id": str(run_id)})
     if owner or thread["run_id"] is None:
-        snapshot = {"next": []} if successor else await state.read(engine, thread_id, conn=conn)
+        snapshot: dict[str, Any] = {"next": []} if successor else await state.read(engine, thread_id, conn=conn)
         error = None
         if owner and not successor:
             name = "UserRollback" if action == "rollback" else "UserInterrupt"
@@ -435,13 +442,14 @@ async def outcome(engine: Engine, thread_id: UUID, run_id: UUID) -> Any:
         if row is None:
             raise RunNotFound(f"Run with ID {run_id} not found")
         values = await state.values(engine, row, conn=conn)
+    asked: dict[str, list[dict[str, Any]]] = row["interrupts"] or {}
     open_questions = [
         {**question, "response_schema": question.get("response_schema")}
-        for questions in (row["interrupts"] or {}).values()
+        for questions in asked.values()
         for question in questions
     ]
     if run["status"] == "success" and open_questions and isinstance(values, dict):
-        return {**values, "__interrupt__": open_questions}
+        return {**cast("dict[str, Any]", values), "__interrupt__": open_questions}
     return values
 
 

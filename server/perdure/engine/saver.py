@@ -17,7 +17,7 @@ import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import psycopg
@@ -71,20 +71,23 @@ class FencedSaver(AsyncPostgresSaver):
         self.fence = fence
         self.head: str | None = None  # newest checkpoint of the root graph, read or written
         self.questions: dict[str, Question] = {}  # by interrupt id, as raised in this attempt
-        self.asked: dict[str, list[Interrupt]] = {}  # by task of the root graph
+        self.asked: dict[str, list[Interrupt[Any]]] = {}  # by task of the root graph
 
     @asynccontextmanager
     async def _cursor(self, *, pipeline: bool = False) -> AsyncIterator[AsyncCursor[DictRow]]:
         """A cursor on a connection of its own: reads of one process run side by side."""
         try:
-            async with self.pool.connection() as conn, conn.cursor(binary=True, row_factory=dict_row) as cursor:
+            async with (
+                self.pool.connection() as conn,
+                conn.cursor(binary=True, row_factory=dict_row) as cursor,
+            ):
                 yield cursor
         except psycopg.OperationalError as exc:
             raise StorageError(f"The database could not be reached: {str(exc).strip()}") from exc
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         found = await super().aget_tuple(config)
-        if found and not found.config["configurable"].get("checkpoint_ns"):
+        if found and not found.config.get("configurable", {}).get("checkpoint_ns"):
             self.head = found.checkpoint["id"]
         return found
 
@@ -96,7 +99,7 @@ class FencedSaver(AsyncPostgresSaver):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Store a checkpoint with the channel values that changed; durable on return."""
-        configurable = config["configurable"]
+        configurable: dict[str, Any] = config.get("configurable", {})
         ns: str = configurable.get("checkpoint_ns", "")
         inline: dict[str, Any] = {}
         blobs: list[tuple[Any, ...]] = []
@@ -134,24 +137,25 @@ class FencedSaver(AsyncPostgresSaver):
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """Store what a task has written; durable on return."""
-        configurable = config["configurable"]
+        configurable: dict[str, Any] = config.get("configurable", {})
         ns: str = configurable.get("checkpoint_ns", "")
         checkpoint_id: str = configurable["checkpoint_id"]
         rows: list[tuple[Any, ...]] = []
         size = 0
-        answers = next((value for channel, value in writes if channel == RESUME), ())
+        answers = cast("list[Any]", dict(writes).get(RESUME) or [])
         for index, (channel, value) in enumerate(writes):
             kind, blob = self.serde.dumps_typed(value)
             slot = WRITES_IDX_MAP.get(channel, index)
             rows.append((ns, checkpoint_id, task_id, task_path, slot, channel, kind, blob))
             size += len(blob)
             if channel == INTERRUPT:
-                self._note(value, ns, checkpoint_id, task_id, len(answers) if isinstance(answers, list) else 0)
+                self._note(value, ns, checkpoint_id, task_id, len(answers))
         await self.group.submit(Write(self.thread_id, self.fence, writes=rows, size=size))
 
     def _note(self, value: Any, ns: str, checkpoint_id: str, task_id: str, n: int) -> None:
         """Remember who asked: the task of the innermost graph, not the parents it passes through."""
-        interrupts = [i for i in (value if isinstance(value, Sequence) else (value,)) if isinstance(i, Interrupt)]
+        raised = cast("Sequence[Any]", value) if isinstance(value, Sequence) else (value,)
+        interrupts: list[Interrupt[Any]] = [one for one in raised if isinstance(one, Interrupt)]
         if not ns:
             self.asked[task_id] = interrupts
         for interrupt in interrupts:

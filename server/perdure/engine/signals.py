@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import LiteralString
 
 import psycopg
 import structlog
@@ -18,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 RECONNECT_SECONDS = 0.5
 
-LISTEN = {
+LISTEN: dict[str, LiteralString] = {
     "perdure_events": "LISTEN perdure_events",  # "<thread id> <last seq> <origin>": there are new events
     "perdure_work": "LISTEN perdure_work",  # a run may be claimed
     "perdure_cancel": "LISTEN perdure_cancel",  # "<run id>": its owner has lost it

@@ -146,9 +146,7 @@ async def update(
     return await _aside(lambda: _apply(engine, thread_id, wanted, steps))
 
 
-async def replay(
-    engine: Engine, thread_id: UUID, supersteps: Sequence[Mapping[str, Any]]
-) -> dict[str, Any] | None:
+async def replay(engine: Engine, thread_id: UUID, supersteps: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Make checkpoints as if a run had made them: `[{"updates": [{"values", "command", "as_node"}]}]`.
 
     As `update` otherwise. None when there is nothing to do.
@@ -330,9 +328,7 @@ async def _apply(
 
 async def _take(conn: Conn, thread_id: UUID, wanted: RunnableConfig) -> dict[str, Any]:
     """Lock a thread that nobody owns and raise its fence, part of the caller's transaction."""
-    busy = ThreadBusy(
-        f"Thread {thread_id} has an active run; wait for it or cancel it before you update the state"
-    )
+    busy = ThreadBusy(f"Thread {thread_id} has an active run; wait for it or cancel it before you update the state")
     configurable = wanted.get("configurable", {})
     try:
         row = await (await conn.execute(LOCK, {"thread_id": thread_id})).fetchone()

@@ -65,9 +65,7 @@ async def create(
     return row
 
 
-async def insert(
-    conn: Conn, thread_id: UUID, metadata: dict[str, Any], *, temporary: bool
-) -> dict[str, Any] | None:
+async def insert(conn: Conn, thread_id: UUID, metadata: dict[str, Any], *, temporary: bool) -> dict[str, Any] | None:
     """The new row, or None when the id is taken. Part of the caller's transaction."""
     params = {"thread_id": thread_id, "metadata": jsonb(metadata), "temporary": temporary}
     row = await (await conn.execute(CREATE, params)).fetchone()
@@ -100,7 +98,11 @@ PATCH: LiteralString = (
 
 
 async def patch(
-    engine: Engine, thread_id: UUID, *, metadata: dict[str, Any] | None = None, ttl: dict[str, Any] | None = None
+    engine: Engine,
+    thread_id: UUID,
+    *,
+    metadata: dict[str, Any] | None = None,
+    ttl: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Merge `metadata` at the top level. Raises ThreadNotFound."""
     async with engine.pool.connection() as conn, conn.transaction():
@@ -253,7 +255,9 @@ async def count(
 
 
 async def _count(conn: Conn, where: sql.Composed, params: dict[str, Any]) -> int:
-    row = await (await conn.execute(sql.SQL("SELECT count(*) AS n FROM threads WHERE {}").format(where), params)).fetchone()
+    row = await (
+        await conn.execute(sql.SQL("SELECT count(*) AS n FROM threads WHERE {}").format(where), params)
+    ).fetchone()
     return cast("dict[str, Any]", row)["n"]
 
 

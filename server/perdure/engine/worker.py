@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -42,7 +43,13 @@ class Worker(threading.Thread):
     """Executes up to `settings.slots` runs at a time. With `hub`, readers of this process are fed from memory."""
 
     def __init__(
-        self, settings: Settings, registry: Registry, dsn: str, *, hub: Hub | None = None, origin: str | None = None
+        self,
+        settings: Settings,
+        registry: Registry,
+        dsn: str,
+        *,
+        hub: Hub | None = None,
+        origin: str | None = None,
     ) -> None:
         super().__init__(name="perdure-attempts", daemon=True)
         self.settings = settings
@@ -116,6 +123,10 @@ class Worker(threading.Thread):
         if self._work is not None:
             self._work.set()
 
+    def _told(self, _: str) -> None:
+        if self._work is not None:
+            self._work.set()
+
     def _cancelled(self, payload: str) -> None:
         attempt = self._attempts.get(UUID(payload))
         if attempt is not None:
@@ -134,7 +145,7 @@ class Worker(threading.Thread):
             store=AsyncPostgresStore(conn=pool),
             hub=self._hub,
         )
-        handlers = {"perdure_work": lambda _: work.set(), "perdure_cancel": self._cancelled}
+        handlers = {"perdure_work": self._told, "perdure_cancel": self._cancelled}
         listener = asyncio.create_task(listen(self.dsn, handlers, missed=work.set), name="listen")
         self._started.set()
         while not self._stopping:
@@ -175,7 +186,7 @@ class Worker(threading.Thread):
         due = await queue.next_ready(shop.pool)
         return POLL_SECONDS if due is None else min(POLL_SECONDS, max(0.0, due))
 
-    def _done(self, attempt: Attempt):  # noqa: ANN202
+    def _done(self, attempt: Attempt) -> Callable[[asyncio.Task[None]], None]:
         def done(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             if self._attempts.get(attempt.run.run_id) is attempt:

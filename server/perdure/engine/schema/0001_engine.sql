@@ -151,10 +151,11 @@ CREATE TABLE steps (
     thread_id   uuid NOT NULL REFERENCES threads ON DELETE CASCADE,
     scope       text NOT NULL,      -- the LangGraph task that ran the node (its checkpoint_ns)
     name        text NOT NULL,
-    n           integer NOT NULL,   -- order of first call within scope and name
+    identity    text NOT NULL,      -- the author's key, or the fingerprint of the arguments
+    n           integer NOT NULL,   -- how many calls of the same identity came before it
+    call        integer NOT NULL,   -- how many calls of the same name came before it
     run_id      uuid NOT NULL,
-    key         text,               -- explicit key of the author, else the fingerprint decides
-    fingerprint text NOT NULL,
+    keyed       boolean NOT NULL DEFAULT false,
     -- retrying -> done | failed (terminal error, kept)
     status      text NOT NULL CHECK (status IN ('retrying', 'done', 'failed')),
     value_type  text,
@@ -165,7 +166,7 @@ CREATE TABLE steps (
     overlapped  boolean NOT NULL DEFAULT false,  -- another step of the scope was in flight meanwhile
     created_at  timestamptz NOT NULL DEFAULT now(),
     updated_at  timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (thread_id, scope, name, n)
+    PRIMARY KEY (thread_id, scope, name, identity, n)
 );
 
 -- A question to a person (an interrupt). Written when the run that asked it finishes;
