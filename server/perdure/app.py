@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 from urllib.parse import urlsplit
 
 import orjson
@@ -25,6 +25,9 @@ import uvicorn
 from perdure.config import Settings, has_model_key, point_at_simulator
 from perdure.engine.db import migrate
 from perdure.engine.postgres import embedded, location
+
+if TYPE_CHECKING:
+    from perdure.engine.core import Engine
 
 log = structlog.get_logger(__name__)
 
@@ -76,8 +79,8 @@ def _start(
     from perdure.engine.registry import Registry
 
     registry = Registry.load(settings.config)
-    failed = None
-    readers: dict[str, Any] = {}
+    threads: list[threading.Thread] = []
+    engine: Engine | None = None
     if bound:
         from perdure.api import create_app
 
@@ -85,19 +88,26 @@ def _start(
         server = _HttpServer(app, bound)
         stack.callback(server.stop)
         server.start()
-        failed = server.ended
-        # readers of this process are fed from memory by its own worker
-        readers = {"hub": app.state.engine.hub, "origin": app.state.engine.origin}
+        engine = app.state.engine
+        threads.append(server.thread)
     if settings.slots:
         from perdure.engine.worker import Worker
 
-        worker = Worker(settings, registry, dsn, **readers)
+        # With the hub of the API's engine, readers in this process get events from memory.
+        worker = Worker(
+            settings,
+            registry,
+            dsn,
+            hub=engine.hub if engine else None,
+            origin=engine.origin if engine else None,
+        )
         stack.callback(worker.stop)  # last in, first out: runs go back before the server stops
         worker.start()
+        threads.append(worker)
     url = f"http://{_shown(settings.host)}:{bound.getsockname()[1]}" if bound else None
     where = describe_database(settings)
     ready(Started(url, registry.graph_ids, where, settings.simulated, settings.slots))
-    stop.wait(failed)
+    stop.wait(threads)
 
 
 def leave(code: int) -> NoReturn:
@@ -191,31 +201,29 @@ class _HttpServer:
                 timeout_graceful_shutdown=_GRACE_SECONDS,
             )
         )
-        self.ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="http", daemon=True)
 
     def start(self) -> None:
         """Return when requests are answered. Raises StartError."""
-        self._thread.start()
+        self.thread.start()
         while not self._server.started:
-            if self.ended.wait(0.01):
+            if not self.thread.is_alive():
                 raise StartError("the HTTP server did not start; the log above says why")
+            time.sleep(0.01)
 
     def stop(self) -> None:
         """End open requests and streams and return, within a few seconds whatever they do."""
         self._server.should_exit = True
-        self._thread.join(_GRACE_SECONDS + 2)
-        if self._thread.is_alive():
+        self.thread.join(_GRACE_SECONDS + 2)
+        if self.thread.is_alive():
             self._server.force_exit = True
-            self._thread.join(1)
+            self.thread.join(1)
 
     def _run(self) -> None:
         try:
             self._server.run(sockets=[self._bound])
         except Exception:
             log.exception("http server failed")
-        finally:
-            self.ended.set()
 
 
 class _Stop(BaseException):
@@ -226,13 +234,13 @@ class _StopFlag:
     def __init__(self) -> None:
         self.seen = False
 
-    def wait(self, failed: threading.Event | None) -> None:
-        """Sleep until a signal. Raises StartError if `failed` is set first."""
+    def wait(self, threads: list[threading.Thread]) -> None:
+        """Sleep until a signal. Raises StartError if one of `threads` ends by itself."""
         while not self.seen:
-            if failed is None:
-                time.sleep(1)
-            elif failed.wait(1):
-                raise StartError("the HTTP server has ended by itself; the log above says why")
+            for thread in threads:
+                if not thread.is_alive():
+                    raise StartError(f"the thread '{thread.name}' has ended by itself; the log above says why")
+            time.sleep(0.5)
 
 
 @contextmanager

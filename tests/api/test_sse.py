@@ -97,9 +97,7 @@ async def test_thread_frames_close_each_run() -> None:
     )
     frames = [f async for f in thread_frames(events(*every), modes=["run_modes"])]
     assert all(b"\r\nid: " in f for f in frames)
-    assert frames[-1].startswith(
-        b'event: metadata\r\ndata: {"status":"run_done","run_id":"%s"}' % str(RUN).encode()
-    )
+    assert frames[-1].startswith(b'event: metadata\r\ndata: {"status":"run_done","run_id":"%s"}' % str(RUN).encode())
     assert await names(thread_frames(events(*every), modes=["lifecycle"])) == ["metadata", "metadata"]
     assert await names(thread_frames(events(*every), modes=["state_update"])) == []
 
@@ -174,9 +172,7 @@ async def test_a_stopping_server_closes_the_producer_without_calling_it_a_discon
     async def on_gone() -> None:
         told.append(True)
 
-    task = asyncio.create_task(
-        event_stream(source.chunks(), on_gone=on_gone)({}, client.receive, client.send)
-    )
+    task = asyncio.create_task(event_stream(source.chunks(), on_gone=on_gone)({}, client.receive, client.send))
     await client.begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

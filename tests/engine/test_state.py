@@ -152,9 +152,9 @@ async def engine(dsn):
     await pool.close()
 
 
-async def new_thread(engine, graph_id: str | None, config: dict[str, Any] | None = None) -> UUID:
+async def new_thread(engine, graph_id: Any, config: dict[str, Any] | None = None) -> UUID:
     thread_id = uuid4()
-    metadata = {"graph_id": graph_id} if graph_id else {}
+    metadata = {} if graph_id is None else {"graph_id": graph_id}
     async with engine.pool.connection() as conn:
         await conn.execute(
             "INSERT INTO threads (thread_id, metadata, config) VALUES (%(id)s, %(metadata)s, %(config)s)",
@@ -551,6 +551,15 @@ async def test_update_without_a_graph_says_what_to_do(engine):
     with pytest.raises(InvalidInput, match=r"has no graph yet: run it once, or set metadata\.graph_id") as refused:
         await state.update(engine, await new_thread(engine, None), values={})
     assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("graph_id", [5, ["steps"], {"a": 1}, ""])
+async def test_a_graph_id_that_is_no_name_counts_as_none(engine, graph_id):
+    thread_id = await new_thread(engine, graph_id)
+    assert await state.read(engine, thread_id) == EMPTY
+    assert await state.history(engine, thread_id) == []
+    with pytest.raises(InvalidInput, match="has no graph yet"):
+        await state.update(engine, thread_id, values={})
 
 
 async def test_update_of_a_busy_thread_is_a_conflict(engine):

@@ -89,9 +89,7 @@ def _database(settings: Settings) -> list[Check]:
         with database(settings) as dsn, psycopg.connect(dsn, connect_timeout=5) as conn:
             version = conn.info.server_version // 10000
             known = conn.execute("SELECT to_regclass('perdure_migrations') IS NOT NULL").fetchone()
-            rows = (
-                conn.execute("SELECT name FROM perdure_migrations").fetchall() if known and known[0] else []
-            )
+            rows = conn.execute("SELECT name FROM perdure_migrations").fetchall() if known and known[0] else []
     except (psycopg.Error, EmbeddedPostgresError) as exc:
         return [Check("database", False, f"{where}: {exc}")]
     files = resources.files("perdure.engine") / "schema"

@@ -9,7 +9,7 @@ import orjson
 import typer
 
 from perdure.cli.client import Client, refuse
-from perdure.cli.output import Exit, JsonFlag, UrlOption, fail, print_json
+from perdure.cli.output import Exit, JsonFlag, UrlOption, fail, print_json, question_text
 
 
 def invoke(
@@ -77,7 +77,7 @@ def _print_waiting(body: dict[str, Any], *, as_json: bool) -> None:
     else:
         typer.echo(f"run {body.get('run_id')} waits for a person:")
         for question in cast("list[dict[str, Any]]", body.get("interrupts") or []):
-            typer.echo(f"  {question.get('question') or orjson.dumps(question.get('value')).decode()}")
+            typer.echo(f"  {question_text(question.get('question'))}")
             typer.echo(f"  perdure approvals approve {question.get('token')}")
     raise typer.Exit(int(Exit.WAITING))
 
@@ -97,15 +97,18 @@ def _follow(client: Client, sent: dict[str, Any], *, as_json: bool) -> None:
     """
     path = f"/threads/{sent['thread_id']}/runs/{sent['run_id']}"
     in_text = False
+    streamed: set[Any] = set()  # ids of messages whose chunks were printed: the whole message follows them
     for event, data in client.events(f"{path}/stream"):
-        token = _token(data) if event.startswith("messages") else None
+        token = _token(data, streamed) if event.startswith("messages") else None
         if as_json:
             typer.echo(orjson.dumps({"event": event, "data": data}).decode())
         elif token is not None:
             typer.echo(token, nl=False)
         elif event.split("|")[0] in ("updates", "custom"):
             typer.echo(("\n" if in_text else "") + orjson.dumps(data).decode(), err=True)
-        in_text = token is not None
+        in_text = token is not None or (in_text and event.startswith("messages"))
+    if in_text and not as_json:
+        typer.echo()
     outcome: Any = client.json("GET", f"{path}/join")
     ended = cast("dict[str, Any]", outcome) if isinstance(outcome, dict) else {}
     if error := ended.get("__error__"):
@@ -118,10 +121,15 @@ def _follow(client: Client, sent: dict[str, Any], *, as_json: bool) -> None:
         raise typer.Exit(int(Exit.WAITING))
 
 
-def _token(data: Any) -> str | None:
-    """The text of one streamed chunk: [message, metadata]."""
-    if not isinstance(data, list) or not data:
+def _token(data: Any, streamed: set[Any]) -> str | None:
+    """What a model said in one event, [message, metadata]; None if it is not the model's, or was printed."""
+    message: Any = cast("list[Any]", data)[0] if isinstance(data, list) and data else None
+    if not isinstance(message, dict):
         return None
-    message = cast("list[Any]", data)[0]
-    content: Any = cast("dict[str, Any]", message).get("content") if isinstance(message, dict) else None
+    said = cast("dict[str, Any]", message)
+    if said.get("type") == "AIMessageChunk":
+        streamed.add(said.get("id"))
+    elif said.get("type") != "ai" or said.get("id") in streamed:
+        return None
+    content = said.get("content")
     return content if isinstance(content, str) else None

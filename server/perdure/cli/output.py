@@ -12,9 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]
-UrlOption = Annotated[
-    str | None, typer.Option("--url", help="Server to talk to [PERDURE_URL, http://127.0.0.1:2024].")
-]
+UrlOption = Annotated[str | None, typer.Option("--url", help="Server to talk to [PERDURE_URL, http://127.0.0.1:2024].")]
 
 
 class Exit(IntEnum):
@@ -37,9 +35,7 @@ def print_json(value: Any) -> None:
     typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=str).decode())
 
 
-def print_rows(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, empty: str
-) -> None:
+def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, empty: str) -> None:
     """A table of `rows` with the given keys as columns; all keys with `as_json`."""
     if as_json:
         print_json(list(rows))
@@ -49,7 +45,7 @@ def print_rows(
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, no_wrap=column.endswith("_id"), overflow="fold")
+        table.add_column(column, no_wrap=column.endswith("_id") or column == "token", overflow="fold")
     for row in rows:
         table.add_row(*(Text(shown(row.get(column))) for column in columns))
     console().print(table)
@@ -80,6 +76,14 @@ def shown(value: Any) -> str:
     if isinstance(value, (dict, list)):
         return orjson.dumps(cast("Any", value), default=str).decode()
     return str(value)
+
+
+def question_text(question: Any) -> str:
+    """The question of an interrupt in one line, whatever value the graph interrupted with."""
+    if isinstance(question, dict):
+        asked = cast("dict[str, Any]", question).get("question")
+        return shown(asked if isinstance(asked, str) else cast("Any", question))
+    return shown(question)
 
 
 def console() -> Console:

@@ -32,9 +32,7 @@ def list_(
 
 
 @app.command()
-def describe(
-    run: RunArgument, thread: ThreadOption = None, as_json: JsonFlag = False, url: UrlOption = None
-) -> None:
+def describe(run: RunArgument, thread: ThreadOption = None, as_json: JsonFlag = False, url: UrlOption = None) -> None:
     """Everything the server says about one run."""
     print_record(_find(Client(url), run, thread), as_json=as_json)
 
@@ -43,9 +41,7 @@ def describe(
 def cancel(
     run: RunArgument,
     thread: ThreadOption = None,
-    rollback: Annotated[
-        bool, typer.Option("--rollback", help="Also undo what the run wrote to its thread.")
-    ] = False,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Also undo what the run wrote to its thread.")] = False,
     as_json: JsonFlag = False,
     url: UrlOption = None,
 ) -> None:

@@ -44,9 +44,7 @@ def serve(
 
 def worker(
     config: ConfigOption = None,
-    slots: Annotated[
-        int | None, typer.Option("--slots", min=1, help="Runs at the same time. [default: 16]")
-    ] = None,
+    slots: Annotated[int | None, typer.Option("--slots", min=1, help="Runs at the same time. [default: 16]")] = None,
 ) -> None:
     """Execute runs without serving the API; start as many as you like."""
     settings = settings_or_fail(config=config, slots=slots)

@@ -33,9 +33,7 @@ def list_(
 @app.command()
 def state(
     thread: Annotated[str, typer.Argument(help="Id of the thread.")],
-    values: Annotated[
-        bool, typer.Option("--values", help="Only the graph's state, not its envelope.")
-    ] = False,
+    values: Annotated[bool, typer.Option("--values", help="Only the graph's state, not its envelope.")] = False,
     as_json: JsonFlag = False,
     url: UrlOption = None,
 ) -> None:

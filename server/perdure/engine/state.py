@@ -101,7 +101,7 @@ async def history(
     thread = await _thread(engine, thread_id)
     at = checkpoint or {}
     wanted = _address(thread_id, at.get("checkpoint_ns") or "", at.get("checkpoint_id"))
-    graph_id = thread["metadata"].get("graph_id")
+    graph_id = _graph_id(thread)
     if not graph_id or not _storable(wanted) or (before and "\x00" in before):
         return []
     options: dict[str, Any] = {
@@ -191,7 +191,7 @@ async def _snapshot(
     Where the graph is gone, or cannot take the state any more (its schema refuses it), the stored
     values are still shown, without tasks: a client must be able to look at such a thread.
     """
-    graph_id = thread["metadata"].get("graph_id")
+    graph_id = _graph_id(thread)
     if not graph_id or not _storable(wanted):
         return None
     saver = _reader(conn or engine.pool)
@@ -220,12 +220,20 @@ def _own_config(thread: Mapping[str, Any]) -> RunnableConfig:
     return {"configurable": {**(config.get("configurable") or {}), "thread_id": str(thread["thread_id"])}}
 
 
+def _graph_id(thread: Mapping[str, Any]) -> str | None:
+    """Set by the thread's first run, or by a client, who may have put anything there."""
+    graph_id = thread["metadata"].get("graph_id")
+    return graph_id if isinstance(graph_id, str) else None
+
+
 def _unreadable(thread: Mapping[str, Any], exc: Exception) -> None:
-    log.warning(
+    gone = isinstance(exc, GraphNotFound)  # said at every read of such a thread
+    write = log.debug if gone else log.warning
+    write(
         "state read without its graph",
         thread_id=str(thread["thread_id"]),
-        graph=thread["metadata"].get("graph_id"),
-        error=str(exc) if isinstance(exc, GraphNotFound) else repr(exc),
+        graph=_graph_id(thread),
+        error=type(exc).__name__ if gone else repr(exc),
     )
 
 
@@ -290,7 +298,7 @@ async def _apply(
     async with await connect(engine.dsn) as conn, conn.transaction():
         await conn.execute(LIMITS, {"limit": f"{UPDATE_SECONDS}s"})
         thread = await _take(conn, thread_id, wanted)
-        graph_id = thread["metadata"].get("graph_id")
+        graph_id = _graph_id(thread)
         if not graph_id:
             raise InvalidInput(
                 "", f"Thread {thread_id} has no graph yet: run it once, or set metadata.graph_id", status=400

@@ -1,0 +1,182 @@
+"""Calls, joins and reconnects against a real server, with the client that people use."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4, uuid5
+
+import httpx
+import pytest
+from langgraph_sdk import get_sync_client
+
+from perdure.engine.registry import ASSISTANT_NAMESPACE
+
+
+@pytest.fixture
+def http(server: Callable[..., Any], config: Path) -> Iterator[httpx.Client]:
+    process = server(config=config, env={"PERDURE_HEARTBEAT_SECONDS": "0.3"})
+    with httpx.Client(base_url=process.url, timeout=20) as client:
+        yield client
+
+
+def eventually(look: Callable[[], Any], seconds: float = 10) -> Any:
+    end = time.monotonic() + seconds
+    while not (value := look()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return value
+
+
+def thread(http: httpx.Client) -> str:
+    return http.post("/threads", json={}).json()["thread_id"]
+
+
+def start(http: httpx.Client, thread_id: str, graph: str = "works", **body: Any) -> str:
+    answer = http.post(f"/threads/{thread_id}/runs", json={"assistant_id": graph, "input": {}, **body})
+    return answer.json()["run_id"]
+
+
+def frames(text: str) -> list[tuple[str, str | None]]:
+    """(event, id) of each frame."""
+    found = []
+    for block in text.split("\r\n\r\n"):
+        lines = dict(line.split(": ", 1) for line in block.split("\r\n") if not line.startswith(":") and line)
+        if "event" in lines:
+            found.append((lines["event"], lines.get("id")))
+    return found
+
+
+def test_agent_calls(http: httpx.Client) -> None:
+    done = http.post("/agents/works/run", json={"log": ["in"]})
+    assert (done.status_code, done.json()) == (200, {"log": ["in", "worked"]})
+    where = done.headers["content-location"]
+    assert http.get(where).json()["status"] == "success"
+    failed = http.post("/agents/fails/run", json={})
+    assert failed.status_code == 422
+    assert failed.json()["detail"] == "ValueError: boom"
+    assert failed.headers["content-location"].endswith(failed.json()["run_id"])
+    assert http.post("/agents/nobody/run", json={}).status_code == 404
+    assert http.post("/agents/works/run").json() == {"detail": "Invalid JSON in request body"}
+
+
+def test_a_question_is_a_202_and_its_first_answer_wins(http: httpx.Client) -> None:
+    asked = http.post("/agents/asks/run", json={})
+    assert asked.status_code == 202
+    [question] = asked.json()["interrupts"]
+    assert question["question"] == "really?"
+    assert http.get("/interrupts", params={"status": "open"}).json() == [question]
+    answered = http.post(f"/interrupts/{question['token']}/resolve", json={"yes": True})
+    assert answered.status_code == 202
+    assert http.get(f"{answered.headers['content-location']}/join").json() == {
+        "log": [],
+        "answer": {"yes": True},
+    }
+    assert http.post(f"/interrupts/{question['token']}/resolve", json=1).status_code == 409
+    assert http.post(f"/interrupts/{question['token']}/reject").status_code == 409
+    assert http.get(f"/interrupts/{question['token']}").json()["answer"] == {"yes": True}
+
+
+def test_sessions_keep_their_state_until_cleared(http: httpx.Client) -> None:
+    key = "/agents/works/user 1%2Fa"
+    assert http.get(f"{key}/state").json() == {}
+    http.post(f"{key}/run", json={"log": ["1"]})
+    sent = http.post(f"{key}/send", json={"log": ["2"]}).json()
+    http.get(f"/threads/{sent['thread_id']}/runs/{sent['run_id']}/join")
+    assert http.get(f"{key}/state").json() == {"log": ["1", "worked", "2", "worked"]}
+    default = uuid5(ASSISTANT_NAMESPACE, "works")
+    assert sent["thread_id"] == str(uuid5(default, "\0user 1/a"))
+    assert http.delete(f"{key}/state").status_code == 204
+    assert http.delete(f"{key}/state").status_code == 204
+    assert http.get(f"{key}/state").json() == {}
+    assert http.post(f"/agents/works/{'k' * 201}/run", json={}).status_code == 422
+
+
+def test_send_with_a_delay_and_an_idempotency_key(http: httpx.Client) -> None:
+    once = {"Idempotency-Key": str(uuid4())}
+    first = http.post("/agents/works/send?delay=PT1H", json={"log": []}, headers=once)
+    assert (first.status_code, first.json()["status"]) == (202, "pending")
+    assert http.post("/agents/works/send?delay=PT1H", json={"log": []}, headers=once).json() == first.json()
+    assert http.post("/agents/works/send?delay=PT1H", json={"log": [1]}, headers=once).status_code == 422
+    assert http.post("/agents/works/send?delay=soon", json={}).status_code == 422
+
+
+def test_wait_sends_headers_at_once_and_newlines_meanwhile(http: httpx.Client) -> None:
+    body = {"assistant_id": "works", "input": {"seconds": 1}}
+    begun = time.monotonic()
+    with http.stream("POST", f"/threads/{thread(http)}/runs/wait", json=body) as answer:
+        assert time.monotonic() - begun < 0.8
+        assert answer.headers["location"].endswith("/join")
+        text = answer.read().decode()
+    assert text.startswith("\n\n")
+    assert text.strip() == '{"log":["worked"],"seconds":1}'
+
+
+def test_a_resumable_stream_can_be_read_again_from_anywhere(http: httpx.Client) -> None:
+    tid = thread(http)
+    body = {"assistant_id": "works", "input": {"log": ["in"]}, "stream_resumable": True}
+    whole = http.post(f"/threads/{tid}/runs/stream", json=body)
+    seen = frames(whole.text)
+    assert [name for name, _ in seen] == ["metadata", "values", "values"]
+    again = whole.headers["location"]
+    assert frames(http.get(again, headers={"Last-Event-ID": "-1"}).text) == seen
+    assert frames(http.get(again, headers={"Last-Event-ID": seen[0][1] or ""}).text) == seen[1:]
+    assert http.get(again).text == ""
+    assert http.get(again, headers={"Last-Event-ID": "nonsense"}).status_code == 422
+
+
+def test_a_finished_run_without_ids_joins_to_an_empty_stream(http: httpx.Client) -> None:
+    tid = thread(http)
+    run = start(http, tid)
+    http.get(f"/threads/{tid}/runs/{run}/join")
+    for headers in ({}, {"Last-Event-ID": "-1"}):
+        assert http.get(f"/threads/{tid}/runs/{run}/stream", headers=headers).text == ""
+    for part in ("join", "stream"):
+        assert http.get(f"/threads/{tid}/runs/{uuid4()}/{part}").status_code == 404
+
+
+def test_who_joins_a_pending_run_misses_nothing(http: httpx.Client) -> None:
+    tid = thread(http)
+    run = start(http, tid, after_seconds=1, input={"log": ["in"]})
+    text = http.get(f"/threads/{tid}/runs/{run}/stream").text
+    assert ": heartbeat\r\n\r\n" in text
+    assert [name for name, _ in frames(text)] == ["metadata", "values", "values"]
+
+
+def test_a_joiner_may_cancel_by_leaving(http: httpx.Client) -> None:
+    tid = thread(http)
+    run = start(http, tid, input={"seconds": 60})
+    for cancel, ends in (("false", "running"), ("true", "interrupted")):
+        eventually(lambda: http.get(f"/threads/{tid}/runs/{run}").json()["status"] != "pending")
+        url = f"/threads/{tid}/runs/{run}/stream?cancel_on_disconnect={cancel}"
+        with http.stream("GET", url) as answer:
+            assert answer.status_code == 200
+        eventually(lambda ends=ends: http.get(f"/threads/{tid}/runs/{run}").json()["status"] == ends)
+
+
+def test_streams_end_when_the_server_stops_and_the_run_goes_on_later(server: Callable[..., Any], config: Path) -> None:
+    process = server(config=config)
+    body = {"assistant_id": "works", "input": {"seconds": 60}, "on_disconnect": "cancel"}
+    with httpx.Client(base_url=process.url, timeout=20) as http:
+        tid = thread(http)
+        with http.stream("POST", f"/threads/{tid}/runs/stream", json=body) as answer:
+            chunks = answer.iter_raw()
+            next(chunks)
+            process.popen.terminate()
+            with pytest.raises(httpx.TransportError):
+                list(chunks)
+    process.wait()
+    again = server(config=config)
+    [run] = httpx.get(f"{again.url}/threads/{tid}/runs").json()
+    assert run["status"] in ("pending", "running")
+
+
+def test_the_sdk_reads_pages_streams_and_errors(http: httpx.Client) -> None:
+    client = get_sync_client(url=str(http.base_url), api_key=None)
+    made = client.threads.create()
+    created: list[Any] = []
+    parts = list(client.runs.stream(made["thread_id"], "works", input={"log": []}, on_run_created=created.append))
+    assert [part.event for part in parts] == ["metadata", "values", "values"]
+    assert created[0]["run_id"] == parts[0].data["run_id"]
+    with pytest.raises(Exception, match="ValueError: boom"):
+        client.runs.wait(made["thread_id"], "fails", input={})
