@@ -1,13 +1,22 @@
-"""An app in the test's own process, on a fresh database: for everything that needs no worker."""
+"""An app in the test's own process, for what needs no worker, and a real server for the rest."""
 
+import os
+import re
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from operator import add
 from pathlib import Path
 from typing import Annotated
+from uuid import uuid4
 
+import psycopg
 import pytest
 from fastapi import FastAPI
 from langgraph.graph import START, StateGraph
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
 from starlette.testclient import TestClient
 from typing_extensions import TypedDict
 
@@ -77,13 +86,42 @@ def client(app: FastAPI) -> Iterator[TestClient]:
         yield client
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A langgraph.json with graphs that work, fail and ask, for a real server."""
-    folder = tmp_path / "project"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("project")
     (folder / "wired.py").write_text(GRAPHS)
     (folder / "langgraph.json").write_text(
         '{"graphs": {"works": "./wired.py:works", "fails": "./wired.py:fails", "asks": "./wired.py:asks"}}'
     )
     return folder / "langgraph.json"
+
+
+@pytest.fixture(scope="session")
+def live(database_url: str, config: Path) -> Iterator[str]:
+    """The address of a real server that the tests of this folder share; start-up takes seconds."""
+    name = f"test_{uuid4().hex}"
+    _execute(database_url, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    given = {"DATABASE_URL": make_conninfo(database_url, dbname=name), "PERDURE_HEARTBEAT_SECONDS": "0.3"}
+    command = [sys.executable, "-m", "perdure.cli", "serve", "--config", str(config), "--port", "0"]
+    log = config.parent / "serve.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=config.parent, env={**os.environ, **given}, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        end = time.monotonic() + 60
+        while not (found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text(errors="replace"))):
+            assert process.poll() is None, log.read_text(errors="replace")
+            assert time.monotonic() < end, log.read_text(errors="replace")
+            time.sleep(0.05)
+        yield found[0]
+    finally:
+        process.terminate()
+        process.wait(20)
+        _execute(database_url, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _execute(url: str, statement: sql.Composed) -> None:
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute(statement)

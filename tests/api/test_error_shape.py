@@ -11,6 +11,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
+from structlog.testing import capture_logs
 
 BODIES = [None, b"", b"{oops", b"null", b"[]", b'"text"', b"1", b"{}", b'{"a":"\\u0000"}', b"[[1]]", b'{"x":NaN}']
 VALUES: list[Any] = ["x", "", 0, -1, 2**63 - 1, 1.5, 1e300, True, [], ["x"], [1], {}, {"a": 1}, {"$": []}, "a.b"]
@@ -138,8 +139,8 @@ def test_bodies_are_json_whatever_the_client_calls_them(client: TestClient) -> N
     for kind in ("application/x-www-form-urlencoded", "text/plain", ""):
         answer = client.post("/threads", content=b"{}", headers={"content-type": kind})
         assert answer.status_code == 200, kind
-    for body in (b"", b"null"):
-        assert client.post("/threads", content=body).json() == {"detail": "Invalid JSON in request body"}
+    assert client.post("/threads").json() == {"detail": "Invalid JSON in request body"}
+    assert client.post("/threads", content=b"null").status_code == 422
 
 
 def test_unknown_routes_and_methods(client: TestClient) -> None:
@@ -157,7 +158,9 @@ def test_an_unexpected_exception_is_a_500_that_tells_nothing(
         raise RuntimeError("the password is hunter2")
 
     monkeypatch.setattr("perdure.engine.threads.get", broken)
-    answer = client.get(f"/threads/{uuid4()}", headers={"Origin": "http://localhost:3000"})
+    with capture_logs() as logs:
+        answer = client.get(f"/threads/{uuid4()}", headers={"Origin": "http://localhost:3000"})
+    assert [(line["event"], line["log_level"]) for line in logs] == [("request_failed", "error")]
     assert answer.status_code == 500
     assert answer.json() == {"detail": "Internal Server Error"}
     assert answer.headers["access-control-allow-origin"] == "*"

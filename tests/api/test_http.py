@@ -2,7 +2,9 @@
 
 from uuid import uuid4
 
+import pytest
 from starlette.testclient import TestClient
+from structlog.testing import capture_logs
 
 ORIGIN = {"Origin": "http://localhost:3000"}
 
@@ -74,6 +76,7 @@ def test_an_assistant_answers_to_the_name_of_its_graph(client: TestClient) -> No
 def test_supersteps_become_checkpoints_or_nothing_is_left(client: TestClient) -> None:
     steps = [
         {"updates": [{"values": {"log": ["in"]}, "as_node": "__input__"}]},
+        {"updates": [{"values": {"log": ["in"]}, "as_node": "__start__"}]},
         {"updates": [{"values": {"log": ["out"]}, "as_node": "echo"}]},
     ]
     made = client.post("/threads", json={"metadata": {"graph_id": "echo"}, "supersteps": steps})
@@ -117,9 +120,11 @@ def test_ok_info_and_docs(client: TestClient) -> None:
     assert "/threads/{thread_id}/runs/stream" in client.get("/openapi.json").json()["paths"]
 
 
-def test_ok_is_503_when_the_database_does_not_answer(client: TestClient, monkeypatch: object) -> None:
+def test_ok_is_503_when_the_database_does_not_answer(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(*_: object, **__: object) -> None:
         raise OSError("connection refused")
 
-    monkeypatch.setattr("perdure.engine.assistants.count", broken)  # type: ignore[attr-defined]
-    assert client.get("/ok?check_db=1").status_code == 503
+    monkeypatch.setattr("perdure.engine.assistants.count", broken)
+    with capture_logs() as logs:
+        assert client.get("/ok?check_db=1").status_code == 503
+    assert [line["event"] for line in logs] == ["database_unreachable"]

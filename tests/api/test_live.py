@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from uuid import uuid4, uuid5
 
 import httpx
@@ -14,9 +15,8 @@ from perdure.engine.registry import ASSISTANT_NAMESPACE
 
 
 @pytest.fixture
-def http(server: Callable[..., Any], config: Path) -> Iterator[httpx.Client]:
-    process = server(config=config, env={"PERDURE_HEARTBEAT_SECONDS": "0.3"})
-    with httpx.Client(base_url=process.url, timeout=20) as client:
+def http(live: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=live, timeout=20) as client:
         yield client
 
 
@@ -65,7 +65,8 @@ def test_a_question_is_a_202_and_its_first_answer_wins(http: httpx.Client) -> No
     assert asked.status_code == 202
     [question] = asked.json()["interrupts"]
     assert question["question"] == "really?"
-    assert http.get("/interrupts", params={"status": "open"}).json() == [question]
+    inbox = {"status": "open", "thread_id": asked.json()["thread_id"]}
+    assert http.get("/interrupts", params=inbox).json() == [question]
     answered = http.post(f"/interrupts/{question['token']}/resolve", json={"yes": True})
     assert answered.status_code == 202
     assert http.get(f"{answered.headers['content-location']}/join").json() == {
@@ -78,14 +79,15 @@ def test_a_question_is_a_202_and_its_first_answer_wins(http: httpx.Client) -> No
 
 
 def test_sessions_keep_their_state_until_cleared(http: httpx.Client) -> None:
-    key = "/agents/works/user 1%2Fa"
+    name = f"user {uuid4()}/a"
+    key = f"/agents/works/{quote(name, safe='')}"
     assert http.get(f"{key}/state").json() == {}
     http.post(f"{key}/run", json={"log": ["1"]})
     sent = http.post(f"{key}/send", json={"log": ["2"]}).json()
     http.get(f"/threads/{sent['thread_id']}/runs/{sent['run_id']}/join")
     assert http.get(f"{key}/state").json() == {"log": ["1", "worked", "2", "worked"]}
     default = uuid5(ASSISTANT_NAMESPACE, "works")
-    assert sent["thread_id"] == str(uuid5(default, "\0user 1/a"))
+    assert sent["thread_id"] == str(uuid5(default, f"\0{name}"))
     assert http.delete(f"{key}/state").status_code == 204
     assert http.delete(f"{key}/state").status_code == 204
     assert http.get(f"{key}/state").json() == {}
@@ -172,11 +174,11 @@ def test_streams_end_when_the_server_stops_and_the_run_goes_on_later(server: Cal
 
 
 def test_the_sdk_reads_pages_streams_and_errors(http: httpx.Client) -> None:
-    client = get_sync_client(url=str(http.base_url), api_key=None)
-    made = client.threads.create()
-    created: list[Any] = []
-    parts = list(client.runs.stream(made["thread_id"], "works", input={"log": []}, on_run_created=created.append))
-    assert [part.event for part in parts] == ["metadata", "values", "values"]
-    assert created[0]["run_id"] == parts[0].data["run_id"]
-    with pytest.raises(Exception, match="ValueError: boom"):
-        client.runs.wait(made["thread_id"], "fails", input={})
+    with get_sync_client(url=str(http.base_url), api_key=None) as client:
+        made = client.threads.create()
+        created: list[Any] = []
+        parts = list(client.runs.stream(made["thread_id"], "works", input={"log": []}, on_run_created=created.append))
+        assert [part.event for part in parts] == ["metadata", "values", "values"]
+        assert created[0]["run_id"] == parts[0].data["run_id"]
+        with pytest.raises(Exception, match="ValueError: boom"):
+            client.runs.wait(made["thread_id"], "fails", input={})

@@ -105,10 +105,15 @@ async def test_an_accepted_answer_is_consumed_once(fleet: Fleet, kind: str, when
     assert fleet.effects["q1 one"] <= 2 and fleet.effects["q0"] == 1
 
 
-async def test_a_command_is_applied_once(fleet: Fleet) -> None:
-    thread, run = await fleet.start("router", command={"goto": "blue", "update": {"log": ["told"]}})
-    for at in (1, 2, 3):
-        doomed = fleet.worker(kill={"at": at, "when": "after", "kind": "append"})
-        await doomed.gone()
+@pytest.mark.parametrize("at", [1, 2, 3])
+async def test_a_command_is_applied_once(fleet: Fleet, at: int) -> None:
+    first = fleet.worker()
+    thread, run = await fleet.start("router", input={"log": ["in"]})
+    await fleet.finish(thread, run)
+    first.terminate()
+    await first.gone()
+    thread, run = await fleet.start("router", thread, command={"goto": "blue", "update": {"log": ["told"]}})
+    doomed = fleet.worker(kill={"at": at, "when": "after", "kind": "append"})
+    await doomed.gone()
     fleet.worker()
-    assert (await fleet.finish(thread, run))["log"] == ["told", "did blue"]
+    assert (await fleet.finish(thread, run))["log"] == ["in", "did choose", "did red", "told", "did blue"]

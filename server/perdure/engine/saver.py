@@ -168,10 +168,10 @@ def _fits_json(value: Any) -> bool:
     """Whether a channel value may stand in the checkpoint's JSONB.
 
     Text with NUL or lone surrogates may not (PostgreSQL refuses both) and goes into a blob,
-    nor a number that JSON does not know.
+    nor a number that JSON does not know, nor a large float: JSONB gives it back as an integer.
     """
     if isinstance(value, str):
         return "\x00" not in value and (value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value))
     if isinstance(value, float):
-        return math.isfinite(value)
+        return math.isfinite(value) and abs(value) < 1e15
     return value is None or isinstance(value, bool | int)
