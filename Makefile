@@ -9,7 +9,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format test-deps clean
+.PHONY: help serve test crash check format test-deps clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -19,6 +19,9 @@ serve: $(READY)  ## API and worker on port 2024, with an embedded PostgreSQL
 
 test: $(READY)  ## All tests
 	$(BIN)/python -m pytest $(ARGS)
+
+crash: $(READY)  ## Kill workers around every commit of every scenario; prints a table
+	CRASH_ALL=1 $(BIN)/python -m pytest tests/crash -s -q $(ARGS)
 
 check: $(READY)  ## Format, lint, types
 	$(BIN)/ruff format --check

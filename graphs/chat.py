@@ -56,9 +56,7 @@ async def turn(state: Chat) -> dict[str, Any]:
     message = state.get("message")
     said = [HumanMessage(message)] if message else []
     seen = [*state["messages"][-WINDOW:], *said]
-    answer = await reply(
-        trim_messages(seen, max_tokens=WINDOW, token_counter=len, strategy="last", start_on="human")
-    )
+    answer = await reply(trim_messages(seen, max_tokens=WINDOW, token_counter=len, strategy="last", start_on="human"))
     return {"messages": [*said, answer], "answer": answer.text}
 
 

@@ -30,9 +30,7 @@ async def search(request: Request) -> JSONResponse:
         for number, (name, (latitude, longitude, *_)) in enumerate(CITIES.items(), start=1)
         if name.lower() == wanted
     ]
-    return JSONResponse(
-        {"results": places, "generationtime_ms": 0.5} if places else {"generationtime_ms": 0.5}
-    )
+    return JSONResponse({"results": places, "generationtime_ms": 0.5} if places else {"generationtime_ms": 0.5})
 
 
 async def forecast(request: Request) -> JSONResponse:

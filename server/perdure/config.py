@@ -53,9 +53,7 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         default=Path(".perdure"), description="Where the embedded PostgreSQL keeps its data and its log."
     )
-    config: Path = Field(
-        default=Path("langgraph.json"), description="The langgraph.json that names the graphs."
-    )
+    config: Path = Field(default=Path("langgraph.json"), description="The langgraph.json that names the graphs.")
     host: str = Field(default="127.0.0.1", description="Address that the HTTP server listens on.")
     port: int = Field(
         default=2024,
@@ -85,18 +83,14 @@ class Settings(BaseSettings):
     retry_initial_seconds: float = Field(
         default=0.5, gt=0, description="Wait before the second attempt of a run; doubles with each attempt."
     )
-    retry_cap_seconds: float = Field(
-        default=60, gt=0, description="Longest wait between two attempts of a run."
-    )
+    retry_cap_seconds: float = Field(default=60, gt=0, description="Longest wait between two attempts of a run.")
     event_flush_ms: int = Field(
         default=20, ge=0, description="How long stream events are collected before they are written, in ms."
     )
     heartbeat_seconds: float = Field(
         default=5, gt=0, description="Silence on a stream or a waiting request before a heartbeat is sent."
     )
-    url: str = Field(
-        default="http://127.0.0.1:2024", description="The server that the command line talks to."
-    )
+    url: str = Field(default="http://127.0.0.1:2024", description="The server that the command line talks to.")
     api_key: SecretStr | None = Field(
         default=None, description="Key that the command line sends to that server as x-api-key."
     )

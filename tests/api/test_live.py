@@ -165,9 +165,9 @@ def test_streams_end_when_the_server_stops_and_the_run_goes_on_later(server: Cal
             chunks = answer.iter_raw()
             next(chunks)
             process.popen.terminate()
-            with pytest.raises(httpx.TransportError):
-                list(chunks)
+            list(chunks)
     process.wait()
+    assert "Exception" not in process.output
     again = server(config=config)
     [run] = httpx.get(f"{again.url}/threads/{tid}/runs").json()
     assert run["status"] in ("pending", "running")

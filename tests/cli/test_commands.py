@@ -112,9 +112,7 @@ def scripted() -> Iterator[Callable[[int, Any], str]]:
         http.shutdown()
 
 
-def test_invoke_tells_done_failed_and_waiting_apart(
-    perdure: Perdure, scripted: Callable[[int, Any], str]
-) -> None:
+def test_invoke_tells_done_failed_and_waiting_apart(perdure: Perdure, scripted: Callable[[int, Any], str]) -> None:
     code, text = perdure("invoke", "weather", url=scripted(200, {"answer": "sunny"}))
     assert (code, json.loads(text)) == (0, {"answer": "sunny"})
 

@@ -28,9 +28,7 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_order_is_argument_environment_env_file_langgraph_json(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_order_is_argument_environment_env_file_langgraph_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "langgraph.json").write_text('{"env": {"PERDURE_SLOTS": "1", "FROM_FILE": "yes"}}')
     assert load_settings().slots == 1
     assert os.environ["FROM_FILE"] == "yes"

@@ -44,12 +44,7 @@ class FakeJournal:
         return {"configurable": {"thread_id": thread_id, "__perdure_journal": self, **configurable}}
 
     def named(self, name: str) -> list[dict[str, Any]]:
-        return [
-            row
-            for (_, called), rows in self.rows.items()
-            if called == name
-            for _, row in sorted(rows.items())
-        ]
+        return [row for (_, called), rows in self.rows.items() if called == name for _, row in sorted(rows.items())]
 
     async def find(self, scope: str, visit: int, name: str, key: str | None, fingerprint: str) -> Found:
         assert scope, "every step of these tests stands in a node"
@@ -61,9 +56,7 @@ class FakeJournal:
                 self._taken.add((scope, visit, name, n))
                 value = self._serde.loads_typed(row["stored"]) if row["stored"] else None
                 return cast("Found", {**row, "n": n, "value": value, "attempts": list(row["attempts"])})
-        numbers = (
-            n for n in itertools.count() if n not in rows and (scope, visit, name, n) not in self._taken
-        )
+        numbers = (n for n in itertools.count() if n not in rows and (scope, visit, name, n) not in self._taken)
         n = next(numbers)
         if any(free_n < n for free_n in free):
             raise StepMismatch(f"Step '{name}' was called with other arguments than before")
@@ -83,9 +76,7 @@ class State(TypedDict, total=False):
     out: Any
 
 
-def graph_of(
-    node: Callable[..., Awaitable[Any]], *, saver: Any = None, retry: RetryPolicy | None = None
-) -> Any:
+def graph_of(node: Callable[..., Awaitable[Any]], *, saver: Any = None, retry: RetryPolicy | None = None) -> Any:
     async def run(state: State) -> State:
         return {"out": await node()}
 

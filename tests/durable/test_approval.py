@@ -96,14 +96,10 @@ async def test_question_is_what_chat_clients_show():
     assert await Bench().ask() == {
         "question": "Pay 3000 USD?",
         "action_requests": [{"name": "approval", "args": {}, "description": "Pay 3000 USD?"}],
-        "review_configs": [
-            {"action_name": "approval", "allowed_decisions": ["approve", "edit", "reject", "respond"]}
-        ],
+        "review_configs": [{"action_name": "approval", "allowed_decisions": ["approve", "edit", "reject", "respond"]}],
     }
     value = await Bench(action={"name": "pay", "args": {"amount": 3000}}).ask()
-    assert value["action_requests"] == [
-        {"name": "pay", "args": {"amount": 3000}, "description": "Pay 3000 USD?"}
-    ]
+    assert value["action_requests"] == [{"name": "pay", "args": {"amount": 3000}, "description": "Pay 3000 USD?"}]
     assert value["review_configs"][0]["action_name"] == "pay"
 
 

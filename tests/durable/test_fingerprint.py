@@ -55,9 +55,7 @@ def test_a_value_that_went_through_a_checkpoint_keeps_its_fingerprint(value: Any
 
 def test_fingerprint_is_the_same_in_another_process():
     value = {"a": [1, 2.5, None], "s": "é"}
-    code = (
-        "from perdure.durable.fingerprint import fingerprint as f; print(f({'s': 'é', 'a': (1, 2.5, None)}))"
-    )
+    code = "from perdure.durable.fingerprint import fingerprint as f; print(f({'s': 'é', 'a': (1, 2.5, None)}))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == fingerprint(value)
 

@@ -105,9 +105,7 @@ async def test_agent_calls_neither_model_nor_tool_again_after_a_crash():
                 return AIMessage("It is sunny.")
 
     model = ScriptedModel(answer=answer)
-    agent: Any = create_agent(
-        model, [get_weather, report], middleware=[DurableModel()], checkpointer=InMemorySaver()
-    )
+    agent: Any = create_agent(model, [get_weather, report], middleware=[DurableModel()], checkpointer=InMemorySaver())
     journal = FakeJournal()
     with pytest.raises(Killed):
         await agent.ainvoke({"messages": [HumanMessage("weather?")]}, journal.config(), durability="sync")

@@ -36,9 +36,7 @@ async def test_large_claim_waits_for_a_person_below_the_tool_call(
 
 
 @pytest.mark.parametrize("answer", [True, {"decisions": [{"type": "approve"}]}])
-async def test_approved_claim_is_paid_once(
-    simulator: RunningSimulator, served: Any, paid: Any, answer: Any
-) -> None:
+async def test_approved_claim_is_paid_once(simulator: RunningSimulator, served: Any, paid: Any, answer: Any) -> None:
     agent = served(graph)
     await agent.ainvoke(LARGE, CONFIG)
     result = await agent.ainvoke(Command(resume=answer), CONFIG)
@@ -65,17 +63,13 @@ async def test_person_may_correct_the_claim(simulator: RunningSimulator, served:
     assert paid() == [2500]
 
 
-async def test_small_claim_is_decided_by_the_agent(
-    simulator: RunningSimulator, served: Any, paid: Any
-) -> None:
+async def test_small_claim_is_decided_by_the_agent(simulator: RunningSimulator, served: Any, paid: Any) -> None:
     result = await served(graph).ainvoke({"prompt": "Process my dental bill of 300USD."}, CONFIG)
     assert "Paid: receipt-" in result["answer"]
     assert paid() == [300]
 
 
-async def test_crash_after_the_payment_does_not_pay_again(
-    simulator: RunningSimulator, served: Any, paid: Any
-) -> None:
+async def test_crash_after_the_payment_does_not_pay_again(simulator: RunningSimulator, served: Any, paid: Any) -> None:
     agent = served(graph)
     await agent.ainvoke(LARGE, CONFIG)
     simulator.fail({"status": 500, "times": 3})

@@ -83,9 +83,7 @@ async def test_parallel_tool_calls_and_their_results(model: Any, streaming: bool
     asked = await agent.ainvoke("Rome Oslo")
     assert [call["args"] for call in asked.tool_calls] == [{"city": "Rome"}, {"city": "Oslo"}]
     assert len({call["id"] for call in asked.tool_calls}) == 2
-    results = [
-        ToolMessage(call["args"]["city"].upper(), tool_call_id=call["id"]) for call in asked.tool_calls
-    ]
+    results = [ToolMessage(call["args"]["city"].upper(), tool_call_id=call["id"]) for call in asked.tool_calls]
     answer = await agent.ainvoke([HumanMessage("Rome Oslo"), asked, *results])
     assert answer.text == "look_up(Rome)=ROME look_up(Oslo)=OSLO"
 

@@ -35,9 +35,7 @@ def outcomes(simulator: RunningSimulator) -> list[str]:
     return [entry.outcome for entry in simulator.requests]
 
 
-def test_status_fault_counts_down_and_carries_retry_after(
-    simulator: RunningSimulator, http: httpx.Client
-) -> None:
+def test_status_fault_counts_down_and_carries_retry_after(simulator: RunningSimulator, http: httpx.Client) -> None:
     http.post("/faults", json=[{"status": 429, "times": 2, "retry_after": 0.5}, {"status": 500}])
     first = http.post(CHAT, json=ASK)
     assert first.status_code == 429

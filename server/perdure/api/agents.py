@@ -113,9 +113,7 @@ def sent(run: dict[str, Any]) -> Response:
 
 
 @router.post("/run", responses={**records.VALUES, **ANSWERS}, openapi_extra=records.ANY_BODY)
-async def run_agent(
-    agent: str, given: Input, request: Request, engine: EngineDep, key: IdempotencyKey
-) -> Response:
+async def run_agent(agent: str, given: Input, request: Request, engine: EngineDep, key: IdempotencyKey) -> Response:
     """Call an agent and wait for its output."""
     await named(engine, agent)
     return await answered(engine, request, await call(engine, agent, None, given, key))
@@ -185,9 +183,7 @@ async def clear_session(agent: str, key: Key, engine: EngineDep) -> Response:
 
 
 @router.get("/{key:path}/stream", responses=records.EVENT_STREAM)
-async def stream_session(
-    agent: str, key: Key, engine: EngineDep, last_event_id: LastEventId = None
-) -> Response:
+async def stream_session(agent: str, key: Key, engine: EngineDep, last_event_id: LastEventId = None) -> Response:
     """Events of a session, from the oldest that is kept or after `Last-Event-ID`; never ends."""
     source = _session_events(engine, await session(engine, agent, key), position(last_event_id) or 0)
     return event_stream(thread_frames(source, modes=["run_modes"]))

@@ -81,26 +81,20 @@ async def get_assistant(assistant_id: str, engine: EngineDep) -> Response:
 
 
 @router.patch("/{assistant_id}", response_model=records.Assistant)
-async def patch_assistant(
-    assistant_id: AssistantId, body: schemas.AssistantPatch, engine: EngineDep
-) -> Response:
+async def patch_assistant(assistant_id: AssistantId, body: schemas.AssistantPatch, engine: EngineDep) -> Response:
     """Make a new version: metadata is merged at the top level, config and context are replaced."""
     return Json(await assistants.patch(engine, assistant_id, **settled(body)))
 
 
 @router.delete("/{assistant_id}", status_code=204, response_class=Response)
-async def delete_assistant(
-    assistant_id: AssistantId, engine: EngineDep, delete_threads: bool = False
-) -> Response:
+async def delete_assistant(assistant_id: AssistantId, engine: EngineDep, delete_threads: bool = False) -> Response:
     """Delete an assistant, and with `delete_threads` the threads that belong to it."""
     await assistants.delete(engine, assistant_id, delete_threads=delete_threads)
     return no_content()
 
 
 @router.get("/{assistant_id}/graph", response_model=records.Graph)
-async def get_graph(
-    assistant_id: str, engine: EngineDep, xray: Annotated[str, Query()] = "false"
-) -> Response:
+async def get_graph(assistant_id: str, engine: EngineDep, xray: Annotated[str, Query()] = "false") -> Response:
     """The graph to draw; `xray` (true, or how many levels) shows what is inside subgraphs."""
     assistant = await find(engine, assistant_id)
     return Json(await engine.registry.draw(assistant["graph_id"], _xray(xray)))
@@ -133,13 +127,9 @@ async def get_subgraphs(
 
 
 @router.post("/{assistant_id}/versions", response_model=list[records.Assistant])
-async def list_versions(
-    assistant_id: AssistantId, body: schemas.AssistantVersions, engine: EngineDep
-) -> Response:
+async def list_versions(assistant_id: AssistantId, body: schemas.AssistantVersions, engine: EngineDep) -> Response:
     """The versions of an assistant, newest first."""
-    rows = await assistants.versions(
-        engine, assistant_id, limit=body.limit, offset=body.offset, metadata=body.metadata
-    )
+    rows = await assistants.versions(engine, assistant_id, limit=body.limit, offset=body.offset, metadata=body.metadata)
     return Json(rows)
 
 

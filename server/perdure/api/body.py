@@ -219,9 +219,7 @@ def _path(where: Link) -> str:
         parts.append(f"[{key}]" if isinstance(key, int) else "." + key[:60])
     parts.reverse()
     text = "".join(parts[:6]) + ("…" if len(parts) > 6 else "")
-    printable = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text.lstrip(".")
-    )
+    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text.lstrip("."))
     return printable or "body"
 
 

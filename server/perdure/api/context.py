@@ -27,6 +27,4 @@ async def _idempotency_key(
 
 EngineDep = Annotated[Engine, Depends(_engine)]
 IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]
-LastEventId = Annotated[
-    str | None, Header(description="`<ms>-<n>`: go on after that event; `-1`: from the beginning.")
-]
+LastEventId = Annotated[str | None, Header(description="`<ms>-<n>`: go on after that event; `-1`: from the beginning.")]

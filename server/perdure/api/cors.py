@@ -55,6 +55,4 @@ def cors_options(config: dict[str, Any]) -> dict[str, Any]:
     }
     options |= {name: given[name] for name in OPTIONS if given.get(name) is not None}
     exposed = [str(name) for name in given.get("expose_headers") or ()]
-    return options | {
-        "expose_headers": [*EXPOSED, *(name for name in exposed if name.lower() not in EXPOSED)]
-    }
+    return options | {"expose_headers": [*EXPOSED, *(name for name in exposed if name.lower() not in EXPOSED)]}

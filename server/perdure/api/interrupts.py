@@ -45,9 +45,7 @@ def _resumed(run: dict[str, Any]) -> Response:
 
 
 @router.post("/{token}/resolve", status_code=202, response_model=records.Run, openapi_extra=records.ANY_BODY)
-async def resolve_interrupt(
-    token: str, engine: EngineDep, value: Annotated[Any, Depends(any_json)]
-) -> Response:
+async def resolve_interrupt(token: str, engine: EngineDep, value: Annotated[Any, Depends(any_json)]) -> Response:
     """Answer a question with any JSON value. The first answer wins; a later one is a 409."""
     return _resumed(await interrupts.resolve(engine, token, value, by=None))
 

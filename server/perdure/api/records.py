@@ -168,6 +168,4 @@ ERRORS: Responses = {
     "4XX": {"model": Error, "description": "The request cannot be served; `detail` says why"},
     422: {"model": Error, "description": "The request is malformed; `detail` names the field"},
 }
-ANY_BODY: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": {}}}}
-}
+ANY_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/json": {"schema": {}}}}}

@@ -138,17 +138,13 @@ def created(run: dict[str, Any]) -> Response:
 
 
 @router.post("/threads/{thread_id}/runs", response_model=records.Run)
-async def create_run(
-    thread_id: ThreadId, body: RunCreate, engine: EngineDep, key: IdempotencyKey
-) -> Response:
+async def create_run(thread_id: ThreadId, body: RunCreate, engine: EngineDep, key: IdempotencyKey) -> Response:
     """Start a run in the background."""
     return created(await start(engine, thread_id, new_run(body, engine, key)))
 
 
 @router.post("/threads/{thread_id}/runs/stream", responses=records.EVENT_STREAM)
-async def stream_run(
-    thread_id: ThreadId, body: RunCreate, engine: EngineDep, key: IdempotencyKey
-) -> Response:
+async def stream_run(thread_id: ThreadId, body: RunCreate, engine: EngineDep, key: IdempotencyKey) -> Response:
     """Start a run and stream its events."""
     new = new_run(body, engine, key)
     return streaming(engine, await start(engine, thread_id, new), new)

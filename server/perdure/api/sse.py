@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 
 from fastapi import HTTPException
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from perdure.api.answers import location
 from perdure.engine.errors import EngineError, NotFound
@@ -25,6 +25,7 @@ from perdure.engine.hub import Event
 from perdure.engine.jsonable import dumps
 
 HEARTBEAT = b": heartbeat\r\n\r\n"
+LAST: Message = {"type": "http.response.body", "body": b"", "more_body": False}
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Connection": "keep-alive"}
 HIDDEN = {"lifecycle", "input", "input.requested"}
 """Recorded for every run, shown only by the thread stream and the event protocol."""
@@ -67,6 +68,7 @@ class Live(StreamingResponse):
 
     When the client goes away the producer is closed and `on_gone` is called. A server that
     stops cancels the request: that closes the producer only, so a deploy does not cancel runs.
+    `resumable` answers then end properly and their readers come back; others are cut off.
     """
 
     def __init__(
@@ -75,33 +77,41 @@ class Live(StreamingResponse):
         *,
         media_type: str,
         headers: Mapping[str, str],
+        resumable: bool = False,
         on_gone: Gone | None = None,
     ) -> None:
         super().__init__(chunks, headers=headers, media_type=media_type)
         self.chunks = chunks
+        self.resumable = resumable
         self.on_gone = on_gone
+        self.begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         pump = asyncio.create_task(self._pump(send))
         gone = asyncio.create_task(_disconnect(receive))
+        stopped = False
         try:
             await asyncio.wait((pump, gone), return_when=asyncio.FIRST_COMPLETED)
-            finished, left = pump.done(), gone.done()
-        finally:
-            pump.cancel()
-            gone.cancel()
-            await asyncio.gather(pump, gone, return_exceptions=True)
+        except asyncio.CancelledError:
+            stopped = True  # not passed on: the server that cancelled would log it as a failure
+        finished, left = pump.done(), gone.done()
+        pump.cancel()
+        gone.cancel()
+        await asyncio.gather(pump, gone, return_exceptions=True)
         if finished:
             pump.result()
-        elif left and self.on_gone:
+        elif stopped and self.resumable and self.begun:
+            await send(LAST)
+        elif left and not stopped and self.on_gone:
             await self.on_gone()
 
     async def _pump(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        self.begun = True
         async with closing(self.chunks) as chunks:
             async for chunk in chunks:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await send(LAST)
 
 
 @asynccontextmanager
@@ -129,6 +139,7 @@ def event_stream(
     return Live(
         chunks,
         media_type="text/event-stream",
+        resumable=True,
         headers={**HEADERS, **(headers or {})},
         on_gone=on_gone,
     )

@@ -28,9 +28,7 @@ INDEX = re.compile(r"-?[0-9]{1,9}")
 NO_GRAPH = "The thread was created without its supersteps: they need metadata.graph_id"
 STATES_AT_ONCE = 8  # of a page of threads; each read takes a connection
 
-StreamModes = Annotated[
-    list[Literal["run_modes", "lifecycle", "state_update"]], BeforeValidator(one_or_list), Query()
-]
+StreamModes = Annotated[list[Literal["run_modes", "lifecycle", "state_update"]], BeforeValidator(one_or_list), Query()]
 
 
 async def with_values(engine: Engine, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -101,9 +99,7 @@ async def search_threads(body: schemas.ThreadSearch, engine: EngineDep) -> Respo
     if not body.select or "values" in body.select or from_state:
         rows = await with_values(engine, rows)
     if body.extract:
-        rows = [
-            {**row, "extracted": {a: _dig(row, path) for a, path in body.extract.items()}} for row in rows
-        ]
+        rows = [{**row, "extracted": {a: _dig(row, path) for a, path in body.extract.items()}} for row in rows]
     select = [*body.select, *(["extracted"] if body.extract else [])] if body.select else None
     return page(rows, total, offset=body.offset, select=select)
 
@@ -198,9 +194,7 @@ async def get_state(
 
 
 @router.get("/{thread_id}/state/{checkpoint_id}", response_model=records.ThreadState)
-async def get_state_at(
-    thread_id: ThreadId, checkpoint_id: str, engine: EngineDep, subgraphs: bool = False
-) -> Response:
+async def get_state_at(thread_id: ThreadId, checkpoint_id: str, engine: EngineDep, subgraphs: bool = False) -> Response:
     """The state at a checkpoint; an unknown checkpoint has an empty one."""
     return await _read(engine, thread_id, CheckpointRef(checkpoint_id=checkpoint_id), subgraphs)
 
@@ -236,9 +230,7 @@ async def get_history(
     before: str | None = None,
 ) -> Response:
     """States of a thread, newest first."""
-    rows = await state.history(
-        engine, thread_id, limit=limit, before=before or None, metadata=None, checkpoint=None
-    )
+    rows = await state.history(engine, thread_id, limit=limit, before=before or None, metadata=None, checkpoint=None)
     return Json(rows)
 
 

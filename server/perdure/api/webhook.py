@@ -31,11 +31,7 @@ def check_webhook(url: str, config: dict[str, Any]) -> str:
         host, port = (parts.hostname or "").rstrip("."), parts.port
     except ValueError:
         raise InvalidInput("webhook", "not a valid URL") from None
-    if (
-        parts.scheme not in ("http", "https")
-        or not host
-        or any(c.isspace() or not c.isprintable() for c in url)
-    ):
+    if parts.scheme not in ("http", "https") or not host or any(c.isspace() or not c.isprintable() for c in url):
         raise InvalidInput("webhook", "must be an absolute http or https URL")
     if isinstance(section, dict) and rules.get("require_https", True) and parts.scheme != "https":
         raise InvalidInput("webhook", "must be an https URL, because langgraph.json has a webhooks section")

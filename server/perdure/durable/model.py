@@ -63,9 +63,7 @@ class DurableModel(AgentMiddleware[Any, Any, Any]):
         async def execute() -> dict[str, Any]:
             return _stored(await handler(request))
 
-        tools = sorted(
-            tool.name if isinstance(tool, BaseTool) else fingerprint(tool) for tool in request.tools
-        )
+        tools = sorted(tool.name if isinstance(tool, BaseTool) else fingerprint(tool) for tool in request.tools)
         identity = fingerprint([model_name(request.model), tools, request.messages])
         call = Call(self._step, execute, identity, retry=self._retry, timeout=self._timeout)
         return _restored(await once(call), request)

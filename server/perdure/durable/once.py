@@ -28,9 +28,7 @@ from perdure.durable.journal import Journal, Place, here
 
 log = structlog.get_logger(__name__)
 
-DEFAULT_RETRY = RetryPolicy(
-    initial_interval=0.5, backoff_factor=2.0, max_interval=60.0, max_attempts=3, jitter=False
-)
+DEFAULT_RETRY = RetryPolicy(initial_interval=0.5, backoff_factor=2.0, max_interval=60.0, max_attempts=3, jitter=False)
 
 _ALWAYS_TERMINAL = (GraphRecursionError, InvalidUpdateError, EmptyInputError)
 
@@ -167,9 +165,7 @@ async def _attempts(call: Call, row: _Row, effect_key: str) -> Any:
                 _leave(exc, retryable=True)
             wait = asked if asked is not None else _backoff(call.retry, failures)
             await row.save("retrying", error=attempt["error"], next_at=time.time() + wait)
-            log.warning(
-                "step failed", step=call.name, attempt=failures, wait_seconds=wait, error=type(exc).__name__
-            )
+            log.warning("step failed", step=call.name, attempt=failures, wait_seconds=wait, error=type(exc).__name__)
         else:
             attempt["seconds"] = time.monotonic() - clock
             row.attempts.append(attempt)
@@ -266,9 +262,7 @@ def _revived(error: dict[str, Any]) -> Exception:
     kind: Any = sys.modules.get(module)
     for part in path.split("."):
         kind = getattr(kind, part, None)
-    plain = TerminalError(
-        f"{error.get('error', 'Error')}: {message}", status if isinstance(status, int) else 422
-    )
+    plain = TerminalError(f"{error.get('error', 'Error')}: {message}", status if isinstance(status, int) else 422)
     if not (isinstance(kind, type) and issubclass(kind, Exception)):
         return plain
     try:

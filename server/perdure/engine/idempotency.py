@@ -32,7 +32,9 @@ async def claim(conn: Conn, key: str, request: tuple[UUID | None, NewRun], run_i
     over. Raises IdempotencyMismatch when the first request was another one.
     """
     thread_id, new = request
-    digest = hashlib.sha256(dumps({"thread": thread_id, **asdict(new)})).hexdigest()
+    # a delay given as a point in time is another number of seconds at each try
+    request_data = {"thread": thread_id, **asdict(new), "after_seconds": None}
+    digest = hashlib.sha256(dumps(request_data)).hexdigest()
     params: dict[str, Any] = {"key": key, "hash": digest, "run_id": run_id}
     if await (await conn.execute(CLAIM, params)).fetchone():
         return None

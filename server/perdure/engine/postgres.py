@@ -174,6 +174,9 @@ class _Server:
                 time.sleep(0.02)
         if process is not None and _alive(process):
             log.error("postgres did not stop", pid=process.pid, data=str(self.cluster))
+        elif (sockets := self._socket_dir()) != self.cluster:
+            with suppress(OSError):
+                sockets.rmdir()
 
     def _start(self) -> None:
         if self.log.exists() and self.log.stat().st_size > _LOG_BYTES:

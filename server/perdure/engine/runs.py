@@ -123,6 +123,7 @@ async def enqueue(
     """
     delay = _delay(new.after_seconds)
     stateless = thread_id is None
+    temporary = stateless and new.on_completion == "delete"
     published: list[Event] = []
     async with engine.pool.connection() as conn, conn.transaction():
         assistant = await assistants.resolve(engine, conn, new.assistant)
@@ -132,7 +133,7 @@ async def enqueue(
             if first is not None:
                 return await _get(conn, *first)
         thread_id = thread_id or uuid4()
-        thread = await _lock(conn, thread_id, create=stateless or new.if_not_exists == "create", temporary=stateless)
+        thread = await _lock(conn, thread_id, create=stateless or new.if_not_exists == "create", temporary=temporary)
         if new.idempotency_key:
             await idempotency.settle(conn, new.idempotency_key, thread_id)
         active = await _active(conn, thread_id)
@@ -175,7 +176,7 @@ async def enqueue(
                 "behind_question": new.behind_question,
                 "multitask_strategy": new.multitask_strategy,
                 "metadata": jsonb(metadata),
-                "kwargs": jsonb(_kwargs(new, config, assistant["context"], stateless, answered)),
+                "kwargs": jsonb(_kwargs(new, config, assistant["context"], temporary, answered)),
                 "first_seq": thread["event_seq"],
             },
         )
@@ -237,7 +238,7 @@ def merge_config(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _kwargs(
-    new: NewRun, config: dict[str, Any], context: dict[str, Any], stateless: bool, answered: list[str] | None
+    new: NewRun, config: dict[str, Any], context: dict[str, Any], temporary: bool, answered: list[str] | None
 ) -> dict[str, Any]:
     """What the attempts need and the wire echoes. `answered`: the answer stands in the checkpoint already."""
     return {
@@ -251,7 +252,7 @@ def _kwargs(
         "interrupt_before": new.interrupt_before,
         "interrupt_after": new.interrupt_after,
         "webhook": new.webhook,
-        "temporary": stateless and new.on_completion == "delete",
+        "temporary": temporary,
         "subgraphs": new.stream_subgraphs,
         "resumable": new.stream_resumable,
         "durability": new.durability,

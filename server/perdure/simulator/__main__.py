@@ -16,9 +16,7 @@ from perdure.simulator.server import start
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m perdure.simulator", description="A stand-in for a model."
-    )
+    parser = argparse.ArgumentParser(prog="python -m perdure.simulator", description="A stand-in for a model.")
     parser.add_argument("--rules", required=True, help="./graphs/rules.py:rules or package.module:rules")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--config-dir", type=Path, default=None, help="what --rules is relative to")

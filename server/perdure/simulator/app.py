@@ -100,9 +100,7 @@ class Simulator:
             return _error(400, str(exc), code="rule_failed")
         cut = fault is not None and fault.cut
         if request.stream:
-            return StreamingResponse(
-                self._stream(request, said, entry, cut=cut), media_type="text/event-stream"
-            )
+            return StreamingResponse(self._stream(request, said, entry, cut=cut), media_type="text/event-stream")
         body = orjson.dumps(openai.completion(request, said))
         entry.outcome = "cut" if cut else "answered"
         return _broken(body[: len(body) // 2]) if cut else Response(body, media_type="application/json")

@@ -235,9 +235,7 @@ def _schema(response_format: Any) -> Json | None:
         case None | {"type": "text"}:
             return None
         case _:
-            raise BadRequest(
-                "'response_format' must be text, json_object or a json_schema.", "response_format"
-            )
+            raise BadRequest("'response_format' must be text, json_object or a json_schema.", "response_format")
 
 
 def _include_usage(options: Any) -> bool:

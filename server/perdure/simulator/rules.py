@@ -162,9 +162,7 @@ def load(rules: str | Rule | Sequence[Rule], config_dir: Path | None = None) -> 
         return [rules] if callable(rules) else [*rules]
     where, _, attribute = rules.rpartition(":")
     if not where:
-        raise ValueError(
-            f"Rules '{rules}' must look like './graphs/rules.py:rules' or 'package.module:rules'"
-        )
+        raise ValueError(f"Rules '{rules}' must look like './graphs/rules.py:rules' or 'package.module:rules'")
     if where.endswith(".py"):
         module = _load_file((config_dir or Path.cwd()).resolve(), where)
     else:
@@ -223,9 +221,7 @@ def _example(schema: Json, root: Json, depth: int) -> Any:
         names: list[str] = schema.get("required") or []
         return {name: _example(properties.get(name, {}), root, depth + 1) for name in names}
     if kind == "array":
-        return [
-            _example(schema.get("items") or {}, root, depth + 1) for _ in range(schema.get("minItems") or 0)
-        ]
+        return [_example(schema.get("items") or {}, root, depth + 1) for _ in range(schema.get("minItems") or 0)]
     if kind in ("integer", "number"):
         return schema.get("minimum", 0)
     simple: Json = {"boolean": False, "null": None, "string": "simulated"}

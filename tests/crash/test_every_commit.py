@@ -1,0 +1,203 @@
+"""Kill the worker right before and right after every commit of a scenario, in turn.
+
+Whatever the commit: the scenario ends as an undisturbed one does, a step whose result was
+committed is never called again, each answer is consumed once, and nothing is left waiting.
+
+`make test` kills around each kind of commit once per scenario; `make crash` (CRASH_ALL=1)
+around all of them and prints a table.
+"""
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import pytest
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+
+from perdure.engine import interrupts
+from tests.crash.fleet import PATIENCE_SECONDS, Fleet, WorkerProcess
+
+Drive = Callable[[Fleet], Awaitable[Any]]
+KINDS = ("claim", "append checkpoint", "append writes", "append steps", "append events", "finish", "retry")
+
+
+def plain(graph: str) -> Drive:
+    async def drive(fleet: Fleet) -> Any:
+        return await fleet.finish(*await fleet.start(graph, input={"log": ["in"]}))
+
+    return drive
+
+
+def answering(graph: str, *answers: Any) -> Drive:
+    """Ask, and answer one question after the other; parallel questions by their ids, at once."""
+
+    async def drive(fleet: Fleet) -> Any:
+        thread, run = await fleet.start(graph, input={"log": ["in"]})
+        values = await fleet.finish(thread, run)
+        for answer in answers:
+            asked = values["__interrupt__"]
+            resume = {one["id"]: answer for one in asked} if len(asked) > 1 else answer
+            thread, run = await fleet.start(graph, thread, command={"resume": resume})
+            values = await fleet.finish(thread, run)
+        return values
+
+    return drive
+
+
+async def times_out(fleet: Fleet) -> Any:
+    thread, run = await fleet.start("deadline", input={"log": ["in"], "within": 3600})
+    await fleet.finish(thread, run)
+    await fleet.rows(
+        "UPDATE interrupts SET deadline = now() - interval '1 s' WHERE thread_id = %(thread)s RETURNING token",
+        thread=thread,
+    )
+    await interrupts.time_out(fleet.engine)
+    return await settled(fleet, thread)
+
+
+async def settled(fleet: Fleet, thread: UUID) -> Any:
+    """The end of the newest run of a thread."""
+    newest = await fleet.rows(
+        "SELECT run_id FROM runs WHERE thread_id = %(thread)s ORDER BY queue_no DESC LIMIT 1", thread=thread
+    )
+    return await fleet.finish(thread, newest[0]["run_id"])
+
+
+async def commanded(fleet: Fleet) -> Any:
+    thread, run = await fleet.start("router", input={"log": ["in"]})
+    await fleet.finish(thread, run)
+    command = {"goto": "blue", "update": {"log": ["told"]}}
+    return await fleet.finish(*await fleet.start("router", thread, command=command))
+
+
+async def forked(fleet: Fleet) -> Any:
+    from perdure.engine import state
+
+    thread, run = await fleet.start("sequential", input={"log": ["in"]})
+    await fleet.finish(thread, run)
+    history = await state.history(fleet.engine, thread, limit=10)
+    at = next(one for one in history if one["next"] == ["b"])["checkpoint"]["checkpoint_id"]
+    return await fleet.finish(*await fleet.start("sequential", thread, checkpoint_id=at))
+
+
+async def queued(fleet: Fleet) -> Any:
+    thread, _ = await fleet.start("sequential", input={"log": ["1"]})
+    _, last = await fleet.start("sequential", thread, input={"log": ["2"]})
+    return await fleet.finish(thread, last)
+
+
+SCENARIOS: dict[str, Drive] = {
+    "sequential steps": plain("sequential"),
+    "gather": plain("gather"),
+    "Send fan-out": plain("fanout"),
+    "subgraph with a question": answering("subgraph", "yes"),
+    "two questions in one node": answering("questions", "one", "two"),
+    "parallel questions": answering("parallel", "same"),
+    "approval": answering("deadline", True),
+    "approval that times out": times_out,
+    "retries and errors": plain("errors"),
+    "command": commanded,
+    "fork from a checkpoint": forked,
+    "two runs in a queue": queued,
+}
+
+
+@dataclass
+class Outcome:
+    values: Any
+    effects: Counter[str]
+    killed: str | None  # the kind of commit, or None when the worker was not killed
+    committed: Counter[str]  # the effects so far of steps whose result was committed when it was killed
+
+
+async def play(fleet: Fleet, drive: Drive, kill: dict[str, Any] | None) -> Outcome:
+    """One scenario with a worker that is killed, and another one that takes over when it is gone."""
+    record = fleet.folder / f"commits-{len(fleet.workers)}"
+    doomed = fleet.worker(kill=kill, record=record)
+    committed: Counter[str] = Counter()
+
+    async def take_over() -> None:
+        await gone(doomed)
+        done = await fleet.rows("SELECT value_type, value FROM steps WHERE status = 'done' AND name = 'work'")
+        names = (JsonPlusSerializer().loads_typed((row["value_type"], row["value"])) for row in done)
+        committed.update({name: fleet.effects[name] for name in (text.removeprefix("did ") for text in names)})
+        fleet.worker()
+
+    watcher = asyncio.create_task(take_over())
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            values = await drive(fleet)
+        killed = record.read_text().splitlines()[-1] if watcher.done() else None
+        if watcher.done():
+            await watcher
+    finally:
+        watcher.cancel()
+    return Outcome(values, fleet.effects, killed, committed)
+
+
+async def gone(worker: WorkerProcess) -> None:
+    while os.path.exists(f"/proc/{worker.pid}"):
+        await asyncio.sleep(0.01)
+
+
+async def reset(fleet: Fleet) -> None:
+    """End the workers of the last play and forget its effects and rows."""
+    for worker in fleet.workers:
+        worker.kill()
+    for worker in fleet.workers:
+        await worker.gone()
+    fleet.workers.clear()
+    fleet.effects_file.unlink(missing_ok=True)
+    for file in fleet.folder.glob("commits-*"):
+        file.unlink()
+    tables = "threads, runs, run_events, steps, interrupts, workers, checkpoints, checkpoint_blobs, checkpoint_writes"
+    async with fleet.engine.pool.connection() as conn:
+        await conn.execute(f"TRUNCATE {tables} CASCADE")
+
+
+def plainly(values: Any) -> Any:
+    """Values without what differs from thread to thread."""
+    return {key: value for key, value in values.items() if key != "__interrupt__"}
+
+
+async def check(fleet: Fleet, outcome: Outcome, expected: Outcome) -> None:
+    assert plainly(outcome.values) == plainly(expected.values)
+    extra = outcome.effects - expected.effects
+    assert not expected.effects - outcome.effects, "an effect is missing"
+    assert max(extra.values(), default=0) <= 1, f"more than the call in flight was repeated: {extra}"
+    for name, calls in outcome.committed.items():
+        if expected.effects[name] == 1:
+            assert outcome.effects[name] == calls, f"step {name!r} was called again after its result was committed"
+    left = await fleet.rows("SELECT status FROM runs WHERE status IN ('pending', 'running', 'paused')")
+    busy = await fleet.rows("SELECT status FROM threads WHERE status = 'busy' OR run_id IS NOT NULL")
+    asked = await fleet.rows("SELECT status FROM interrupts WHERE status = 'open'")
+    assert not left and not busy and not asked
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+async def test_a_kill_around_any_commit_changes_nothing(fleet: Fleet, scenario: str) -> None:
+    drive = SCENARIOS[scenario]
+    expected = await play(fleet, drive, None)
+    kinds = (fleet.folder / "commits-0").read_text().splitlines()
+    await check(fleet, expected, expected)
+    if os.environ.get("CRASH_ALL"):
+        places = [(at, when) for at in range(1, len(kinds) + 1) for when in ("before", "after")]
+    else:
+        firsts = [next((i for i, seen in enumerate(kinds, 1) if seen.startswith(kind)), 0) for kind in KINDS]
+        # alternate, so that each kind is met on both sides over all scenarios
+        turn = list(SCENARIOS).index(scenario)
+        places = [(at, ("before", "after")[(turn + n) % 2]) for n, at in enumerate(firsts) if at]
+    kills: Counter[str] = Counter()
+    for at, when in places:
+        await reset(fleet)
+        outcome = await play(fleet, drive, {"at": at, "when": when})
+        await check(fleet, outcome, expected)
+        if outcome.killed:
+            kills[f"{when} {outcome.killed}"] += 1
+    assert kills, "no worker was killed"
+    if os.environ.get("CRASH_ALL"):
+        print(f"\n{scenario}: {sum(kills.values())} kills, {dict(sorted(kills.items()))}")

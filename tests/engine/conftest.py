@@ -1,0 +1,214 @@
+"""What the engine's tests share: an engine on the test's own event loop, and a lab that plays the workers.
+
+Attempts are executed in the test's loop (`Lab.work`), so a test decides when a worker claims, dies or
+comes back. One database per file, emptied before each test; time passes by ageing rows.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from langgraph.store.postgres.aio import AsyncPostgresStore
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from perdure.config import Settings
+from perdure.engine import queue, runs, threads
+from perdure.engine.attempt import Attempt, Workshop
+from perdure.engine.core import Engine
+from perdure.engine.db import connect
+from perdure.engine.errors import LeaseLost
+from perdure.engine.groupcommit import GroupCommit, Write
+from perdure.engine.queue import Claimed
+from perdure.engine.registry import GraphEntry, Registry
+
+TABLES = (
+    *("threads", "runs", "run_events", "steps", "interrupts", "workers", "idempotency_keys", "assistants"),
+    *("checkpoints", "checkpoint_blobs", "checkpoint_writes"),
+)
+
+
+@pytest.fixture(scope="module")
+def module_dsn(database_url: str, template_database: str) -> Iterator[str]:
+    """A migrated database for the tests of one file."""
+    name = sql.Identifier(f"test_{uuid4().hex}")
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(name, sql.Identifier(template_database)))
+        yield make_conninfo(database_url, dbname=name.as_string(conn).strip('"'))
+        conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+
+
+@pytest.fixture
+def settings() -> Settings:
+    """Quick heartbeats; whatever else the environment of the developer says is left out."""
+    return Settings(database_url="unused", heartbeat_seconds=0.1, retry_initial_seconds=5, event_flush_ms=5)
+
+
+@pytest.fixture
+async def lab(module_dsn: str, settings: Settings, request: pytest.FixtureRequest) -> AsyncIterator["Lab"]:
+    """An engine with the graphs of the test's file (`GRAPHS`) on an empty database."""
+    async with await connect(module_dsn) as conn:
+        for table in ("assistant_versions", *TABLES):
+            await conn.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(table)))
+    graphs = getattr(request.module, "GRAPHS", {})
+    registry = Registry({}, {name: GraphEntry(name, name, None, graph) for name, graph in graphs.items()})
+    async with Engine.open(settings, registry, module_dsn) as engine:
+        yield Lab(engine, module_dsn)
+
+
+class Killed(LeaseLost):
+    """The process of the attempt has died; nothing that it does counts any more."""
+
+
+class DyingGroup(GroupCommit):
+    """Dies after `left` writes: none of the later ones arrives."""
+
+    def __init__(self, pool: Any, left: int) -> None:
+        super().__init__(pool, origin="dying")
+        self.left = left
+        self.died = False
+
+    def enqueue(self, write: Write) -> "asyncio.Future[int]":
+        if self.left > 0:
+            self.left -= 1
+            return super().enqueue(write)
+        self.died = True
+        write.done = asyncio.get_running_loop().create_future()
+        write.done.set_exception(Killed())
+        write.done.exception()
+        return write.done
+
+
+@dataclass
+class Lab:
+    """The engine under test, and its workers' deeds one by one."""
+
+    engine: Engine
+    dsn: str
+    worker_id: UUID = field(default_factory=uuid4)
+    graph: str = "default"
+
+    # -- the database
+
+    async def rows(self, statement: Any, **params: Any) -> list[dict[str, Any]]:
+        async with self.engine.pool.connection() as conn:
+            return await (await conn.execute(statement, params)).fetchall()
+
+    async def one(self, statement: Any, **params: Any) -> dict[str, Any]:
+        (row,) = await self.rows(statement, **params)
+        return row
+
+    async def execute(self, statement: Any, **params: Any) -> int:
+        async with self.engine.pool.connection() as conn:
+            return (await conn.execute(statement, params)).rowcount
+
+    async def everything(self) -> dict[str, list[dict[str, Any]]]:
+        """All rows of all tables, to compare."""
+        return {
+            table: sorted(await self.rows(sql.SQL("SELECT * FROM {}").format(sql.Identifier(table))), key=repr)
+            for table in TABLES
+        }
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Any]:
+        """A connection of its own, as a sweeper has."""
+        async with await connect(self.dsn) as conn:
+            yield conn
+
+    async def cut_connections(self) -> None:
+        """Every connection to the database breaks, as in a restart of the server."""
+        await self.execute(
+            "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+    # -- threads and runs
+
+    async def thread(self, **given: Any) -> UUID:
+        return (await threads.create(self.engine, **given))["thread_id"]
+
+    async def enqueue(self, thread_id: UUID | None, input: Any = None, **given: Any) -> dict[str, Any]:
+        new = runs.NewRun(**{"assistant": self.graph, "input": input, **given})
+        return await runs.enqueue(self.engine, thread_id, new)
+
+    async def run(self, run: dict[str, Any]) -> dict[str, Any]:
+        """The row of a run."""
+        return await self.one("SELECT * FROM runs WHERE run_id = %(id)s", id=run["run_id"])
+
+    async def thread_row(self, thread_id: UUID) -> dict[str, Any]:
+        return await self.one("SELECT * FROM threads WHERE thread_id = %(id)s", id=thread_id)
+
+    async def events(self, run: dict[str, Any]) -> list[dict[str, Any]]:
+        return await self.rows("SELECT * FROM run_events WHERE run_id = %(id)s ORDER BY seq", id=run["run_id"])
+
+    # -- workers
+
+    async def claim(self, slots: int = 1, *, worker_id: UUID | None = None, lease: float = 60) -> list[Claimed]:
+        return await queue.claim(
+            self.engine.pool,
+            worker_id=worker_id or self.worker_id,
+            graphs=self.engine.registry.graph_ids,
+            slots=slots,
+            lease_seconds=lease,
+        )
+
+    async def claim_one(self, **given: Any) -> Claimed:
+        (run,) = await self.claim(**given)
+        return run
+
+    def group(self) -> GroupCommit:
+        return GroupCommit(self.engine.pool, origin=self.engine.origin)
+
+    def attempt(self, run: Claimed, *, group: GroupCommit | None = None, pool: Any = None, hub: Any = True) -> Attempt:
+        pool = pool or self.engine.pool
+        shop = Workshop(
+            settings=self.engine.settings,
+            registry=self.engine.registry,
+            pool=pool,
+            group=group or GroupCommit(pool, origin=self.engine.origin),
+            store=AsyncPostgresStore(conn=pool),
+            hub=self.engine.hub if hub else None,
+        )
+        return Attempt(shop, run)
+
+    async def work(self) -> int:
+        """Execute runs one after another until none is ready; returns how many attempts that took."""
+        count = 0
+        while claimed := await self.claim():
+            count += 1
+            await self.attempt(claimed[0]).execute()
+        return count
+
+    async def work_until_killed(self, writes: int) -> bool:
+        """Execute the next run by a worker that dies after so many writes, at the latest when the attempt ends.
+
+        Its loss is noticed at once. Returns whether it died before the end.
+        """
+        run = await self.claim_one()
+        group = DyingGroup(self.engine.pool, writes)
+        attempt = self.attempt(run, group=group)
+
+        async def dead(commit: Any) -> None:
+            raise Killed
+
+        attempt._settle = dead
+        await attempt.execute()
+        assert await self.release(worker_id=self.worker_id)
+        return group.died
+
+    async def release(self, *, worker_id: UUID | None = None, lost: bool = True, **given: Any) -> list[dict[str, Any]]:
+        """Give back the runs of a worker, or those whose lease has ended."""
+        policy = {"max_attempts": 70, "initial": 0.5, "cap": 60.0, **given}
+        async with self.connection() as conn:
+            return await queue.release(conn, worker_id=worker_id, lost=lost, **policy)
+
+    async def retries_are_due(self) -> None:
+        await self.execute("UPDATE runs SET ready_at = now() WHERE ready_at > now()")
+
+    async def fence_off(self, thread_id: UUID) -> None:
+        await self.execute("UPDATE threads SET fence = fence + 1 WHERE thread_id = %(id)s", id=thread_id)
