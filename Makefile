@@ -9,13 +9,16 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test crash check format test-deps clean
+.PHONY: help serve demo test crash check format test-deps clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 serve: $(READY)  ## API and worker on port 2024, with an embedded PostgreSQL
 	@exec $(BIN)/perdure serve --port $(PORT) --slots $(SLOTS)
+
+demo: $(READY)  ## The story in a minute: agents, a person, kill -9 of a worker, an outage
+	@exec $(BIN)/perdure demo $(ARGS)
 
 test: $(READY)  ## All tests
 	$(BIN)/python -m pytest $(ARGS)

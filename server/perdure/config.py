@@ -5,14 +5,16 @@ command-line option, environment variable, `.env`, `langgraph.json` (its `env` e
 Where LangGraph's own server has a name for a setting, that name works too.
 """
 
+import base64
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import orjson
 from dotenv import dotenv_values
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MODEL_KEYS = (
@@ -28,6 +30,10 @@ MODEL_KEYS = (
     "XAI_API_KEY",
 )
 """A process that has one of these talks to a real model; without any, the simulator answers."""
+
+_INHERITED = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+MIN_SECRET_BYTES = 16  # of a webhook secret
+_TEMPLATE = re.compile(r"\$\{\{\s*env\.(\w+)\s*\}\}")
 
 
 class Settings(BaseSettings):
@@ -90,6 +96,14 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(
         default=5, gt=0, description="Silence on a stream or a waiting request before a heartbeat is sent."
     )
+    webhook_secret: SecretStr | None = Field(
+        default=None,
+        description="Signs webhooks (standardwebhooks.com): whsec_ and base64; several with a space, to rotate.",
+    )
+    webhook_max_attempts: int = Field(
+        default=12, gt=0, description="How often a webhook is tried, over about 2.5 hours."
+    )
+    webhook_timeout_seconds: float = Field(default=15, gt=0, description="How long one try of a webhook may take.")
     url: str = Field(default="http://127.0.0.1:2024", description="The server that the command line talks to.")
     api_key: SecretStr | None = Field(
         default=None, description="Key that the command line sends to that server as x-api-key."
@@ -106,6 +120,19 @@ class Settings(BaseSettings):
     simulated: bool = Field(
         default=False, description="Set by the server itself when the simulator stands in for a model."
     )
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _is_base64(cls, given: SecretStr | None) -> SecretStr | None:
+        for secret in given.get_secret_value().split() if given else ():
+            text = secret.removeprefix("whsec_").rstrip("=")
+            try:
+                key = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+            except ValueError:
+                key = b""
+            if len(key) < MIN_SECRET_BYTES:
+                raise ValueError(f"each secret is whsec_ and base64 of at least {MIN_SECRET_BYTES} random bytes")
+        return given
 
 
 def load_settings(**given: Any) -> Settings:
@@ -138,6 +165,23 @@ def config_environment(config: Path) -> Mapping[str, str | None]:
     return {}
 
 
+def fill_template(text: str, prefix: str) -> str:
+    """`text` with the environment's value for each `${{ env.NAME }}`, as langgraph.json writes them.
+
+    Raises ValueError for a variable that does not begin with `prefix`, or is not set.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1]
+        if not name.startswith(prefix):
+            raise ValueError(f"the variable {name} must begin with {prefix}")
+        if name not in os.environ:
+            raise ValueError(f"the variable {name} is not set")
+        return os.environ[name]
+
+    return _TEMPLATE.sub(value, text)
+
+
 def has_model_key() -> bool:
     """Whether the environment holds the key of a model provider, or names another model server."""
     return any(os.environ.get(name) for name in (*MODEL_KEYS, "OPENAI_BASE_URL", "PERDURE_MODEL"))
@@ -151,6 +195,15 @@ def point_at_simulator(base_url: str) -> None:
     os.environ["OPENAI_API_KEY"] = "simulated"
     os.environ["OPENAI_BASE_URL"] = f"{base_url.rstrip('/')}/v1"
     os.environ["PERDURE_MODEL"] = "openai:simulated-1"
+
+
+def child_environment(**given: str) -> dict[str, str]:
+    """The environment of a child process that must not depend on ours: what Python needs to start, and `given`.
+
+    No setting, model key, tracing or proxy of this process goes along.
+    """
+    kept = {k: v for k, v in os.environ.items() if k in _INHERITED or k.startswith(("PYTHON", "LC_"))}
+    return {**kept, **given}
 
 
 def _fill_environment(values: Mapping[str, str | None]) -> None:

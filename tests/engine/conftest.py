@@ -7,12 +7,13 @@ comes back. One database per file, emptied before each test; time passes by agei
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+import structlog.testing
 from langgraph.store.postgres.aio import AsyncPostgresStore
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
@@ -57,8 +58,9 @@ async def lab(module_dsn: str, settings: Settings, request: pytest.FixtureReques
             await conn.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(table)))
     graphs = getattr(request.module, "GRAPHS", {})
     registry = Registry({}, {name: GraphEntry(name, name, None, graph) for name, graph in graphs.items()})
-    async with Engine.open(settings, registry, module_dsn) as engine:
-        yield Lab(engine, module_dsn)
+    with structlog.testing.capture_logs() as logs:  # also quicker: printing a traceback takes a second
+        async with Engine.open(settings, registry, module_dsn) as engine:
+            yield Lab(engine, module_dsn, logs)
 
 
 class Killed(LeaseLost):
@@ -90,6 +92,7 @@ class Lab:
 
     engine: Engine
     dsn: str
+    logs: list[Any]
     worker_id: UUID = field(default_factory=uuid4)
     graph: str = "default"
 
@@ -165,14 +168,12 @@ class Lab:
         return GroupCommit(self.engine.pool, origin=self.engine.origin)
 
     def attempt(self, run: Claimed, *, group: GroupCommit | None = None, pool: Any = None, hub: Any = True) -> Attempt:
-        pool = pool or self.engine.pool
+        engine = replace(self.engine, pool=pool or self.engine.pool)
         shop = Workshop(
-            settings=self.engine.settings,
-            registry=self.engine.registry,
-            pool=pool,
-            group=group or GroupCommit(pool, origin=self.engine.origin),
-            store=AsyncPostgresStore(conn=pool),
-            hub=self.engine.hub if hub else None,
+            engine=engine,
+            group=group or GroupCommit(engine.pool, origin=engine.origin),
+            store=AsyncPostgresStore(conn=engine.pool),
+            hub=engine.hub if hub else None,
         )
         return Attempt(shop, run)
 

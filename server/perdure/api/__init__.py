@@ -14,7 +14,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from perdure.api import agents, assistants, errors, interrupts, runs, system, threads
+from perdure.api import agents, assistants, crons, errors, interrupts, runs, system, threads
 from perdure.api.body import JsonBody
 from perdure.api.cors import Cors, cors_options
 from perdure.api.records import ERRORS
@@ -22,7 +22,15 @@ from perdure.config import Settings
 from perdure.engine.core import Engine
 from perdure.engine.registry import Registry
 
-ROUTERS = (system.router, assistants.router, threads.router, runs.router, agents.router, interrupts.router)
+ROUTERS = (
+    system.router,
+    assistants.router,
+    threads.router,
+    crons.router,
+    runs.router,
+    agents.router,
+    interrupts.router,
+)
 
 
 def create_app(settings: Settings, registry: Registry, dsn: str) -> FastAPI:

@@ -85,7 +85,7 @@ async def answered(engine: Engine, request: Request, run: dict[str, Any]) -> Res
         async for _ in beats:
             if await request.is_disconnected():
                 return no_content()  # nobody reads this; the run goes on
-    outcome: Any = await runs.outcome(engine, thread_id, run_id)
+    outcome: Any = await runs.outcome(engine, thread_id, run_id, output_only=True)
     headers = location(thread_id, run_id)
     values = cast("dict[str, Any]", outcome) if isinstance(outcome, dict) else {}
     if "__error__" in values:

@@ -107,6 +107,23 @@ class Run(BaseModel):
     paused: bool = False
 
 
+class Cron(BaseModel):
+    cron_id: UUID
+    assistant_id: UUID
+    thread_id: UUID | None
+    user_id: str | None
+    end_time: datetime | None
+    schedule: str
+    timezone: str | None
+    payload: dict[str, Any]
+    next_run_date: datetime | None
+    metadata: dict[str, Any]
+    on_run_completed: Literal["delete", "keep"] | None
+    enabled: bool
+    created_at: datetime
+    updated_at: datetime
+
+
 class Question(BaseModel):
     token: str
     interrupt_id: str

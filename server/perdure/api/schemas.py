@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeAlias, cast
 from uuid import UUID
 
@@ -20,6 +21,7 @@ from perdure.api.errors import OWN_WORDS
 UUID_TEXT = re.compile(r"[0-9a-fA-F]{8}-?(?:[0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}")
 MAX_OFFSET = 2**63 - 1
 MAX_DELAY_SECONDS = 3660 * 24 * 3600.0
+MAX_YEAR = 9000  # clear of where a time zone would push a date out of Python's range
 
 
 def wrong(text: str) -> PydanticCustomError:
@@ -77,12 +79,26 @@ def _before(value: Any) -> Any:
     return inner or None
 
 
+def _moment(value: Any) -> datetime:
+    """ISO 8601; without an offset it is UTC."""
+    with suppress(ValueError, OverflowError):
+        if isinstance(value, str):
+            when = datetime.fromisoformat(value)
+            when = when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
+            if 1970 <= when.year <= MAX_YEAR:
+                return when
+    raise PydanticCustomError("moment", "must be a date and time in ISO 8601, such as 2030-12-31T18:00:00Z")
+
+
 ThreadId = Annotated[UUID, _uuid_of("thread")]
 RunId = Annotated[UUID, _uuid_of("run")]
 AssistantId = Annotated[UUID, _uuid_of("assistant")]
+CronId = Annotated[UUID, _uuid_of("cron")]
 JsonObject: TypeAlias = dict[str, Any]
 Text = Annotated[str, Field(max_length=10_000)]
 Name = Annotated[str, Field(min_length=1, max_length=1_000)]
+Schedule = Annotated[str, Field(min_length=1, max_length=500)]
+Moment = Annotated[datetime, BeforeValidator(_moment, json_schema_input_type=datetime)]
 Limit = Annotated[int, Field(ge=1, le=1000)]
 Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET)]
 SortOrder = Literal["asc", "desc"]
@@ -107,6 +123,10 @@ RunField = Literal[
 AssistantField = Literal[
     "assistant_id", "graph_id", "name", "description", "config", "context", "created_at", "updated_at",
     "metadata", "version",
+]  # fmt: skip
+CronField = Literal[
+    "cron_id", "assistant_id", "thread_id", "user_id", "end_time", "schedule", "timezone", "payload",
+    "next_run_date", "metadata", "on_run_completed", "enabled", "created_at", "updated_at", "now",
 ]  # fmt: skip
 
 
@@ -309,6 +329,72 @@ class StatelessRunCreate(RunCreate):
     """A run on a thread of its own, which is deleted when the run ends unless it is to be kept."""
 
     on_completion: Literal["delete", "keep"] = "delete"
+
+
+class CronOptions(Body):
+    """What each run of a cron gets, and when there is one."""
+
+    input: Any = None
+    metadata: JsonObject = {}
+    config: Config = Config()
+    context: JsonObject | None = None
+    webhook: Annotated[str, Field(max_length=2**16)] | None = None
+    interrupt_before: NodeNames = None
+    interrupt_after: NodeNames = None
+    stream_mode: StreamModes = ["values"]
+    stream_subgraphs: bool = False
+    stream_resumable: bool = False
+    durability: Literal["sync", "async", "exit"] = "sync"
+    multitask_strategy: Multitask = "enqueue"
+    timezone: Name | None = None
+    end_time: Moment | None = None
+    enabled: bool = True
+
+
+class ThreadCronCreate(CronOptions):
+    """A cron whose runs queue on a thread."""
+
+    assistant_id: Name
+    schedule: Schedule
+    checkpoint_during: bool | None = None
+
+
+class CronCreate(ThreadCronCreate):
+    """A cron whose runs have a thread each, which is deleted when its run ends unless it is to be kept."""
+
+    on_run_completed: Literal["delete", "keep"] = "delete"
+
+
+class CronPatch(CronOptions):
+    """Null in `end_time` takes the end away (the SDKs send it so); elsewhere null is absent."""
+
+    schedule: Schedule | None = None
+    on_run_completed: Literal["delete", "keep"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            given = cast("dict[str, Any]", data)
+            return {k: v for k, v in given.items() if v is not None or k == "end_time"}
+        return data
+
+
+class CronCount(Body):
+    assistant_id: Name | None = None
+    thread_id: ThreadId | None = None
+    enabled: bool | None = None
+    metadata: JsonObject = {}
+
+
+class CronSearch(CronCount):
+    limit: Limit = 10
+    offset: Offset = 0
+    sort_by: Literal[
+        "cron_id", "assistant_id", "thread_id", "created_at", "updated_at", "next_run_date", "end_time"
+    ] = "created_at"  # fmt: skip
+    sort_order: SortOrder = "desc"
+    select: list[CronField] = []
 
 
 class BulkCancel(Body):

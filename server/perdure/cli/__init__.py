@@ -1,6 +1,6 @@
 """The `perdure` command.
 
-`serve`, `worker`, `migrate` and `doctor` work on this machine; the others talk to a running server over
+`serve`, `worker`, `migrate`, `doctor` and `demo` work on this machine; the others talk to a running server over
 HTTP (`--url`, PERDURE_URL). With `--json` a command prints one JSON value on stdout and nothing else.
 
 Exit codes: 0 done; 1 the run, or the command, failed; 2 wrong usage; 3 a person has to answer first;
@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from perdure.cli import approvals, doctor, invoke, runs, serve, threads
+from perdure.cli import approvals, demo, doctor, invoke, runs, serve, threads
 
 app = typer.Typer(
     name="perdure",
@@ -25,6 +25,7 @@ app.command("serve")(serve.serve)
 app.command("worker")(serve.worker)
 app.command("migrate")(serve.migrate)
 app.command("doctor")(doctor.doctor)
+app.command("demo")(demo.demo)
 app.command("invoke")(invoke.invoke)
 app.add_typer(runs.app, name="runs")
 app.add_typer(threads.app, name="threads")

@@ -17,25 +17,24 @@ from typing import TYPE_CHECKING, Any, cast
 import psycopg
 import structlog
 from langchain_core.runnables import RunnableConfig
+from langgraph.graph import END
 from langgraph.pregel import Pregel
 from langgraph.store.base import BaseStore
 from langgraph.types import Command, Send
 from psycopg_pool import PoolTimeout
 
-from perdure.engine import interrupts, queue
-from perdure.engine.db import Pool
+from perdure.engine import interrupts, queue, runs
 from perdure.engine.errors import LeaseLost
 from perdure.engine.events import Frame, Outbox
 from perdure.engine.frames import Frames, graph_modes
 from perdure.engine.groupcommit import GroupCommit
-from perdure.engine.hub import Hub
+from perdure.engine.hub import Event, Hub
 from perdure.engine.queue import Claimed
-from perdure.engine.registry import Registry
 from perdure.engine.saver import FencedSaver
 from perdure.engine.steps import Journal
 
 if TYPE_CHECKING:
-    from perdure.config import Settings
+    from perdure.engine.core import Engine
 
 log = structlog.get_logger(__name__)
 
@@ -47,9 +46,7 @@ RECOMMIT_SECONDS = 0.5
 class Workshop:
     """What the attempts of one worker share."""
 
-    settings: Settings
-    registry: Registry
-    pool: Pool
+    engine: Engine
     group: GroupCommit
     store: BaseStore
     hub: Hub | None
@@ -63,10 +60,11 @@ class Attempt:
         self.run = run
         self.lost = False
         self._task: asyncio.Task[None] | None = None
-        self._saver = FencedSaver(shop.pool, shop.group, run.thread_id, run.fence)
+        self._saver = FencedSaver(shop.engine.pool, shop.group, run.thread_id, run.fence)
+        self._journal = Journal(shop.engine, shop.group, run)
         self._outbox = Outbox(
             *(shop.group, shop.hub, run.thread_id, run.run_id, run.fence),
-            flush_seconds=shop.settings.event_flush_ms / 1000,
+            flush_seconds=shop.engine.settings.event_flush_ms / 1000,
             on_lost=self.stop,
         )
         self._log = log.bind(run_id=str(run.run_id), thread_id=str(run.thread_id), attempt=run.attempt)
@@ -96,13 +94,39 @@ class Attempt:
         running = {"event": "running", "graph_name": run.graph_id, "attempt": run.attempt}
         self._outbox.add(Frame.of("lifecycle", running))
         try:
-            config = self._config()
-            opened = self.shop.registry.open(run.graph_id, config, checkpointer=self._saver, store=self.shop.store)
-            async with opened as graph:
-                stopped = await self._stream(graph, config)
+            stopped = await self._run_graph()
         except Exception as exc:  # the edge of one attempt: every failure becomes the run's
-            return await self._fail(exc)
+            if not _suspends(exc):
+                return await self._fail(exc)
+            stopped = False
+        if self._journal.waits:
+            return await self._suspend()
+        if run.cancelling:
+            return await self._end_cancelled()
         return await self._succeed(stopped)
+
+    async def _run_graph(self) -> bool:
+        """Execute the graph; True when it stopped before its end without asking.
+
+        A cancelled run with an open saga is executed once more to compensate: it replays, and
+        the first word that has not been finished leaves it. Then its tasks are closed.
+        """
+        run = self.run
+        config = self._config()
+        registry = self.shop.engine.registry
+        async with registry.open(run.graph_id, config, checkpointer=self._saver, store=self.shop.store) as graph:
+            if not run.cancelling:
+                return await self._stream(graph, config)
+            if run.head_run_id == str(run.run_id):
+                try:
+                    await self._stream(graph, config)
+                except BaseException as exc:
+                    if not getattr(exc, "cancels", False):
+                        raise
+            if not self._journal.waits:
+                thread: RunnableConfig = {"configurable": {"thread_id": str(run.thread_id), "checkpoint_ns": ""}}
+                await graph.aupdate_state(thread, None, as_node=END)
+            return False
 
     # -- the beginning
 
@@ -127,12 +151,11 @@ class Attempt:
             **own,
             "run_attempt": run.attempt,
         }
-        journal = Journal(self.shop.pool, self.shop.group, run.thread_id, run.run_id, run.fence)
         config: dict[str, Any] = {
             **{key: given[key] for key in ("tags", "recursion_limit", "max_concurrency", "run_name") if given.get(key)},
             "run_id": run.run_id,
             "metadata": metadata,
-            "configurable": {"user_id": "", **clean, **own, JOURNAL: journal},
+            "configurable": {"user_id": "", **clean, **own, JOURNAL: self._journal},
         }
         checkpoint: dict[str, Any] = run.kwargs.get("checkpoint") or {}
         target = run.kwargs.get("checkpoint_id") or checkpoint.get("checkpoint_id") or configurable.get("checkpoint_id")
@@ -217,7 +240,7 @@ class Attempt:
 
         async def commit(left: list[Frame]) -> None:
             run = self.run
-            async with self.shop.pool.connection() as conn, conn.transaction():
+            async with self.shop.engine.pool.connection() as conn, conn.transaction():
                 await queue.settle_thread(
                     conn,
                     run.thread_id,
@@ -231,14 +254,49 @@ class Attempt:
                 await interrupts.record(conn, run, questions)
                 published = await queue.events.append(conn, run.thread_id, run.run_id, [*left, *frames])
                 await queue.promote(conn, run.thread_id)
-            if self.shop.hub:
-                self.shop.hub.publish(run.thread_id, published)
+            self._publish(published)
 
         await self._settle(commit)
         return "interrupted" if asked else "finished"
 
+    async def _suspend(self) -> str:
+        """The run waits for a timer or a child: it gives up its slot until then."""
+        run = self.run
+        times = [when for when in self._journal.waits if when is not None]
+        until = min(times, default=None)
+        frame = Frame.of("lifecycle", {"event": "suspended", "until": until, "attempt": run.attempt})
+        questions = list(self._saver.questions.values())
+
+        async def commit(left: list[Frame]) -> None:
+            async with self.shop.engine.pool.connection() as conn, conn.transaction():
+                published = await queue.suspend(conn, run, until=until, frames=[*left, frame])
+                if questions:
+                    await interrupts.record(conn, run, questions)
+            self._publish(published)
+
+        await self._settle(commit)
+        return "suspended"
+
+    async def _end_cancelled(self) -> str:
+        """The undos have run: the cancel that asked for them is carried out."""
+        run = self.run
+        last = {"event": "cancelled", "action": run.cancelling, "graph_name": run.graph_id, "final": True}
+
+        async def commit(left: list[Frame]) -> None:
+            async with self.shop.engine.pool.connection() as conn, conn.transaction():
+                frames = [*left, Frame.of("lifecycle", last)]
+                published = await runs.end_compensated(conn, run, frames)
+            self._publish(published)
+
+        await self._settle(commit)
+        return "cancelled"
+
+    def _publish(self, published: list[Event]) -> None:
+        if self.shop.hub:
+            self.shop.hub.publish(self.run.thread_id, published)
+
     async def _fail(self, exc: Exception) -> str:
-        settings = self.shop.settings
+        settings = self.shop.engine.settings
         run = self.run
         error: dict[str, Any] = {"error": type(exc).__name__, "message": str(exc)}
         retryable = getattr(exc, "retryable", None) is True
@@ -261,11 +319,10 @@ class Attempt:
                 frames = [wire_error, Frame.of("lifecycle", {"event": "paused", **lifecycle, "final": True})]
             else:
                 frames = [Frame.of("lifecycle", {"event": "retrying", **lifecycle, "seconds": delay})]
-            async with self.shop.pool.connection() as conn:
+            async with self.shop.engine.pool.connection() as conn:
                 ended = [*left, *frames]
                 published = await queue.retry(conn, run, error=error, delay=delay, paused=paused, frames=ended)
-            if self.shop.hub:
-                self.shop.hub.publish(run.thread_id, published)
+            self._publish(published)
 
         async def failed(left: list[Frame]) -> None:
             frames = [
@@ -273,7 +330,7 @@ class Attempt:
                 wire_error,
                 Frame.of("lifecycle", {"event": "failed", **lifecycle, "final": True}),
             ]
-            async with self.shop.pool.connection() as conn, conn.transaction():
+            async with self.shop.engine.pool.connection() as conn, conn.transaction():
                 await queue.settle_thread(
                     conn,
                     run.thread_id,
@@ -286,8 +343,7 @@ class Attempt:
                 await queue.end_run(conn, run.thread_id, run.run_id, "error", error)
                 published = await queue.events.append(conn, run.thread_id, run.run_id, frames)
                 await queue.promote(conn, run.thread_id)
-            if self.shop.hub:
-                self.shop.hub.publish(run.thread_id, published)
+            self._publish(published)
 
         self._log.warning("attempt failed", error=error["error"], retryable=retryable, exc_info=not retryable)
         await self._settle(again if retryable else failed)
@@ -310,6 +366,11 @@ class Attempt:
             except (psycopg.OperationalError, PoolTimeout) as exc:
                 self._log.warning("cannot end the attempt, trying again", error=str(exc).strip())
             await asyncio.sleep(RECOMMIT_SECONDS)
+
+
+def _suspends(exc: BaseException) -> bool:
+    """Whether a word has left the graph to wait; what it waits for stands in the journal."""
+    return bool(getattr(exc, "suspends", False))
 
 
 def _goto(goto: Any) -> Any:

@@ -2,7 +2,7 @@
 
     EngineError
     ├── NotFound        ThreadNotFound RunNotFound AssistantNotFound GraphNotFound
-    │                   QuestionNotFound CheckpointNotFound
+    │                   QuestionNotFound CheckpointNotFound CronNotFound
     ├── Conflict        ThreadExists AssistantExists ThreadBusy RunRejected RunFinished
     │                   QuestionClosed
     └── Invalid         InvalidInput IdempotencyMismatch
@@ -44,6 +44,10 @@ class QuestionNotFound(NotFound):
 
 class CheckpointNotFound(NotFound):
     """The thread has no checkpoint with that id."""
+
+
+class CronNotFound(NotFound):
+    """No cron has that id."""
 
 
 class Conflict(EngineError):

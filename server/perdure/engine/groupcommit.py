@@ -157,6 +157,13 @@ class GroupCommit:
         self._origin = origin
         self._queue: deque[Write] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._newest: dict[UUID, asyncio.Future[int]] = {}
+
+    async def barrier(self, thread_id: UUID) -> None:
+        """Wait until everything that was submitted for this thread is durable. Raises as `submit` does."""
+        newest = self._newest.get(thread_id)
+        if newest is not None:
+            await asyncio.shield(newest)
 
     async def submit(self, write: Write) -> int:
         """Queue a write and wait until it is durable.
@@ -173,9 +180,15 @@ class GroupCommit:
         """Queue a write; the future ends as `submit` does."""
         write.done = asyncio.get_running_loop().create_future()
         self._queue.append(write)
+        self._newest[write.thread_id] = write.done
+        write.done.add_done_callback(lambda done: self._forget(write.thread_id, done))
         if self._task is None:
             self._task = asyncio.create_task(self._drain(), name="group-commit")
         return write.done
+
+    def _forget(self, thread_id: UUID, done: asyncio.Future[int]) -> None:
+        if self._newest.get(thread_id) is done:
+            del self._newest[thread_id]
 
     async def _drain(self) -> None:
         """Write groups until nothing is queued; there is one such task at a time."""

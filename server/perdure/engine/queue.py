@@ -2,7 +2,8 @@
 
     pending --claim--> running --finish--> success | error | timeout | interrupted
        ^                  |
-       +-- hand back, lost worker, retry (ready again after a back-off, or paused)
+       +-- hand back, lost worker, retry (ready again after a back-off, or paused),
+           suspended (ready again when what it waits for has happened)
 
 The truth is the `runs` row. Claiming takes the thread's row with SKIP LOCKED, raises its
 fence and thereby shuts out whoever owned the thread before. All functions here lock the
@@ -15,14 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from perdure.engine import events
+from perdure.engine import children, events, webhooks
 from perdure.engine.db import Conn, Pool, jsonb
 from perdure.engine.errors import LeaseLost
 from perdure.engine.hub import Event
+from perdure.engine.wake import NOTIFY_WORK
 
 LOST_FREE = 3  # a lost worker costs no back-off the first times: takeover is at once
-
-NOTIFY_WORK = "SELECT pg_notify('perdure_work', '')"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,7 @@ class Claimed:
     assistant_id: UUID
     kwargs: dict[str, Any]
     metadata: dict[str, Any]
+    cancelling: str | None
     base_checkpoint_id: str
     head: str | None
     head_run_id: str | None
@@ -52,7 +53,7 @@ CLAIM = """
 WITH ready AS (
     SELECT r.thread_id, r.run_id, r.priority, r.queue_no
       FROM runs r JOIN threads t ON t.thread_id = r.thread_id
-     WHERE r.ready_at <= now() AND r.status = 'pending' AND r.graph_id = ANY(%(graphs)s)
+     WHERE r.ready_at <= now() AND r.status IN ('pending', 'suspended') AND r.graph_id = ANY(%(graphs)s)
        AND (t.run_id IS NULL OR t.run_id = r.run_id)
      ORDER BY r.ready_at, r.queue_no
      LIMIT %(slots)s
@@ -71,14 +72,14 @@ WITH ready AS (
             ORDER BY checkpoint_id DESC LIMIT 1) c
 )
 UPDATE runs r
-   SET status = 'running', attempt = r.attempt + 1, ready_at = NULL, worker_id = %(worker_id)s,
+   SET status = 'running', attempt = r.attempt + 1, ready_at = NULL, woken = false, worker_id = %(worker_id)s,
        lease_until = now() + make_interval(secs => %(lease_seconds)s),
        started_at = coalesce(r.started_at, now()), updated_at = now(),
        base_checkpoint_id = coalesce(r.base_checkpoint_id, head.checkpoint_id, '')
   FROM owned LEFT JOIN head ON head.thread_id = owned.thread_id
  WHERE r.thread_id = owned.thread_id AND r.run_id = owned.run_id
 RETURNING r.thread_id, r.run_id, owned.fence, r.attempt, r.failures, r.graph_id, r.assistant_id, r.kwargs, r.metadata,
-          r.base_checkpoint_id, head.checkpoint_id AS head, head.run_id AS head_run_id,
+          r.cancelling, r.base_checkpoint_id, head.checkpoint_id AS head, head.run_id AS head_run_id,
           r.kwargs ->> 'command' IS NOT NULL AND EXISTS (
               SELECT 1 FROM checkpoint_writes w
                WHERE w.thread_id = r.thread_id::text AND w.checkpoint_ns = '' AND w.checkpoint_id = head.checkpoint_id
@@ -96,7 +97,7 @@ async def claim(pool: Pool, *, worker_id: UUID, graphs: list[str], slots: int, l
 
 NEXT_READY = """
 SELECT extract(epoch FROM min(ready_at) - now())::float8 AS seconds
-  FROM runs WHERE ready_at > now() AND status = 'pending'
+  FROM runs WHERE ready_at > now() AND status IN ('pending', 'suspended')
 """
 
 
@@ -208,6 +209,30 @@ async def retry(
     return added
 
 
+SUSPEND_RUN = """
+UPDATE runs
+   SET status = 'suspended', worker_id = NULL, lease_until = NULL, updated_at = now(), woken = false,
+       ready_at = CASE WHEN woken THEN now() ELSE to_timestamp(%(until)s::float8) END
+ WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s
+"""
+
+
+async def suspend(conn: Conn, run: Claimed, *, until: float | None, frames: list[events.Frame]) -> list[Event]:
+    """End an attempt that waits: until a time (Unix seconds), or until somebody wakes it.
+
+    It costs a row while it waits, and stays the head of its thread's queue. What happened
+    since the attempt looked is not missed: `woken` says so. One transaction; raises LeaseLost.
+    """
+    keys = {"thread_id": run.thread_id, "run_id": run.run_id}
+    async with conn.transaction():
+        if await (await conn.execute(RETRY_THREAD, {**keys, "fence": run.fence})).fetchone() is None:
+            raise LeaseLost(f"Run {run.run_id} has another owner")
+        await conn.execute(SUSPEND_RUN, {**keys, "until": until})
+        added = await events.append(conn, run.thread_id, run.run_id, frames)
+        await conn.execute(NOTIFY_WORK)
+    return added
+
+
 SETTLE_THREAD = """
 UPDATE threads t
    SET fence = t.fence + 1, run_id = NULL,
@@ -224,6 +249,7 @@ END_RUN = """
 UPDATE runs SET status = %(status)s, error = %(error)s, ready_at = NULL, worker_id = NULL, lease_until = NULL,
                 ended_at = now(), updated_at = now()
  WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s
+RETURNING kwargs ->> 'webhook' AS webhook
 """
 
 PROMOTE = """
@@ -260,12 +286,19 @@ async def settle_thread(
 
 
 async def end_run(conn: Conn, thread_id: UUID, run_id: UUID, status: str, error: dict[str, Any] | None) -> None:
-    """The run's status is final. Part of the caller's transaction, which holds the thread's row."""
+    """The run's status is final, and its webhook is due. Part of the caller's transaction, which holds the thread."""
     params = {"thread_id": thread_id, "run_id": run_id, "status": status}
-    await conn.execute(END_RUN, {**params, "error": jsonb(error) if error else None})
+    cursor = await conn.execute(END_RUN, {**params, "error": jsonb(error) if error else None})
+    row = await cursor.fetchone()
+    if row and row["webhook"]:
+        await webhooks.add(conn, thread_id, run_id)
 
 
 async def promote(conn: Conn, thread_id: UUID) -> None:
-    """Let the next run of the thread's queue be claimed. Part of the caller's transaction."""
+    """Let the next run of the thread's queue be claimed, and whoever waits for an ended run go on.
+
+    Comes last in the caller's transaction, when all statuses are what they will be.
+    """
+    await children.done(conn, thread_id)
     if await (await conn.execute(PROMOTE, {"thread_id": thread_id})).fetchone():
         await conn.execute(NOTIFY_WORK)

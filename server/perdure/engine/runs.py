@@ -14,10 +14,11 @@ from uuid import UUID, uuid4
 
 from uuid_utils.compat import uuid7
 
-from perdure.engine import assistants, events, idempotency, interrupts, queue, state, threads
+from perdure.engine import assistants, children, events, idempotency, interrupts, queue, state, threads
 from perdure.engine.db import Conn, jsonb
 from perdure.engine.errors import InvalidInput, RunFinished, RunNotFound, RunRejected, ThreadNotFound
 from perdure.engine.hub import Event
+from perdure.engine.wake import NOTIFY_WORK, wake
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 Action = Literal["interrupt", "rollback"]
 
 MAX_DELAY = timedelta(days=3660)
-ACTIVE = ("pending", "running", "paused")
+ACTIVE = ("pending", "running", "suspended", "paused")
 
 COLUMNS: LiteralString = (
     "run_id, thread_id, assistant_id, created_at, updated_at, status, metadata, kwargs, multitask_strategy, "
@@ -65,10 +66,16 @@ class NewRun:
 
 
 def record(row: dict[str, Any]) -> dict[str, Any]:
-    """A run as the wire shows it: a paused run is an `error` with `paused`, a retry tells when it is due."""
+    """A run as the wire shows it, plus what LangGraph has no word for.
+
+    A paused run is an `error` with `paused`, a suspended one `running` with `suspended`; a
+    retry and a timer tell when they are due (`next_at`).
+    """
     failures, error, ready_at = row.pop("failures"), row.pop("error"), row.pop("ready_at")
     if row["status"] == "paused":
         row |= {"status": "error", "paused": True, "error": error}
+    elif row["status"] == "suspended":
+        row |= {"status": "running", "suspended": True, "next_at": ready_at}
     elif row["status"] == "pending" and failures:
         row |= {"error": error, "next_at": ready_at}
     elif row["status"] == "error":
@@ -121,81 +128,100 @@ async def enqueue(
     Raises ThreadNotFound, AssistantNotFound, GraphNotFound, RunRejected, QuestionClosed,
     InvalidInput, IdempotencyMismatch; nothing is stored then.
     """
+    async with engine.pool.connection() as conn, conn.transaction():
+        run, published = await enqueue_in(engine, conn, thread_id, new, answered_as=answered_as, by=by)
+    if published:
+        engine.hub.publish(run["thread_id"], published)
+    return run
+
+
+async def enqueue_in(
+    engine: Engine,
+    conn: Conn,
+    thread_id: UUID | None,
+    new: NewRun,
+    *,
+    answered_as: str = "answered",
+    by: str | None = None,
+) -> tuple[dict[str, Any], list[Event]]:
+    """As `enqueue`, part of the caller's transaction; the events may be given to the hub when it is committed.
+
+    The transaction (or a savepoint around this call) must be rolled back if it raises.
+    """
     delay = _delay(new.after_seconds)
     stateless = thread_id is None
     temporary = stateless and new.on_completion == "delete"
-    published: list[Event] = []
-    async with engine.pool.connection() as conn, conn.transaction():
-        assistant = await assistants.resolve(engine, conn, new.assistant)
-        run_id = uuid7()
-        if new.idempotency_key:
-            first = await idempotency.claim(conn, new.idempotency_key, (thread_id, new), run_id)
-            if first is not None:
-                return await _get(conn, *first)
-        thread_id = thread_id or uuid4()
-        thread = await _lock(conn, thread_id, create=stateless or new.if_not_exists == "create", temporary=temporary)
-        if new.idempotency_key:
-            await idempotency.settle(conn, new.idempotency_key, thread_id)
-        active = await _active(conn, thread_id)
-        if active and new.multitask_strategy == "reject":
-            raise RunRejected(
-                "Thread is already running a task. Wait for it to finish or choose a different multitask strategy."
-            )
-        if new.multitask_strategy in ("interrupt", "rollback"):
-            for run in active:
-                action: Action = "rollback" if new.multitask_strategy == "rollback" else "interrupt"
-                await _stop(engine, conn, thread, run, action, successor=True)
-            if active:
+    assistant = await assistants.resolve(engine, conn, new.assistant)
+    run_id = uuid7()
+    if new.idempotency_key:
+        first = await idempotency.claim(conn, new.idempotency_key, (thread_id, new), run_id)
+        if first is not None:
+            return await _get(conn, *first), []
+    thread_id = thread_id or uuid4()
+    thread = await _lock(conn, thread_id, create=stateless or new.if_not_exists == "create", temporary=temporary)
+    if new.idempotency_key:
+        await idempotency.settle(conn, new.idempotency_key, thread_id)
+    active = await _active(conn, thread_id)
+    if active and new.multitask_strategy == "reject":
+        raise RunRejected(
+            "Thread is already running a task. Wait for it to finish or choose a different multitask strategy."
+        )
+    if new.multitask_strategy in ("interrupt", "rollback"):
+        for run in active:
+            action: Action = "rollback" if new.multitask_strategy == "rollback" else "interrupt"
+            _, stopped = await _stop(engine, conn, thread, run, action, successor=True)
+            if stopped and thread["run_id"] == run["run_id"]:
                 thread = {**thread, "run_id": None}
-        command, answered = new.command, None
-        if command and command.get("resume") is not None:
-            answered = await interrupts.accept(conn, thread_id, command["resume"], status=answered_as, by=by)
-        moves = bool(command and (command.get("update") is not None or command.get("goto") is not None))
-        if (new.input is not None or moves) and not new.behind_question and answered is None:
-            await interrupts.supersede(conn, thread_id)
-        queued = await (await conn.execute(QUEUED, {"thread_id": thread_id})).fetchone()
-        assert queued is not None
-        held = new.behind_question and queued["question"]
-        first_in_line = thread["run_id"] is None and not queued["queued"]
-        priority = answered is not None
-        metadata = _merge(assistant["metadata"], thread["metadata"], new.metadata)
-        metadata |= {"graph_id": assistant["graph_id"], "assistant_id": str(assistant["assistant_id"])}
-        if engine.settings.simulated:
-            metadata["simulated"] = True
-        config = merge_config(assistant["config"] or {}, new.config)
-        cursor = await conn.execute(
-            INSERT,
-            {
-                "thread_id": thread_id,
-                "run_id": run_id,
-                "assistant_id": assistant["assistant_id"],
-                "graph_id": assistant["graph_id"],
-                "ready": bool(delay) or (not held and (first_in_line or (priority and thread["run_id"] is None))),
-                "delay": delay,
-                "priority": priority,
-                "behind_question": new.behind_question,
-                "multitask_strategy": new.multitask_strategy,
-                "metadata": jsonb(metadata),
-                "kwargs": jsonb(_kwargs(new, config, assistant["context"], temporary, answered)),
-                "first_seq": thread["event_seq"],
-            },
-        )
-        row = await cursor.fetchone()
-        assert row is not None
-        owner = {"graph_id": assistant["graph_id"], "assistant_id": str(assistant["assistant_id"])}
-        await conn.execute(
-            TOUCH_THREAD,
-            {
-                "thread_id": thread_id,
-                "held": held,
-                "metadata": jsonb({**owner, **(thread["metadata"] or {})}),
-                "config": jsonb(merge_config(thread["config"] or {}, new.config)),
-            },
-        )
-        published = await events.append(conn, thread_id, run_id, [events.Frame.of("lifecycle", {"event": "pending"})])
-        await conn.execute(queue.NOTIFY_WORK)
-    engine.hub.publish(thread_id, published)
-    return record(row)
+    command, answered = new.command, None
+    if command and command.get("resume") is not None:
+        answered = await interrupts.accept(conn, thread_id, command["resume"], status=answered_as, by=by)
+    if answered is not None and thread["run_id"] is not None:
+        await wake(conn, thread_id, thread["run_id"])  # it waits for something else as well
+    moves = bool(command and (command.get("update") is not None or command.get("goto") is not None))
+    if (new.input is not None or moves) and not new.behind_question and answered is None:
+        await interrupts.supersede(conn, thread_id)
+    queued = await (await conn.execute(QUEUED, {"thread_id": thread_id})).fetchone()
+    assert queued is not None
+    held = new.behind_question and queued["question"]
+    first_in_line = thread["run_id"] is None and not queued["queued"]
+    priority = answered is not None
+    metadata = _merge(assistant["metadata"], thread["metadata"], new.metadata)
+    metadata |= {"graph_id": assistant["graph_id"], "assistant_id": str(assistant["assistant_id"])}
+    if engine.settings.simulated:
+        metadata["simulated"] = True
+    config = merge_config(assistant["config"] or {}, new.config)
+    cursor = await conn.execute(
+        INSERT,
+        {
+            "thread_id": thread_id,
+            "run_id": run_id,
+            "assistant_id": assistant["assistant_id"],
+            "graph_id": assistant["graph_id"],
+            "ready": bool(delay) or (not held and (first_in_line or (priority and thread["run_id"] is None))),
+            "delay": delay,
+            "priority": priority,
+            "behind_question": new.behind_question,
+            "multitask_strategy": new.multitask_strategy,
+            "metadata": jsonb(metadata),
+            "kwargs": jsonb(_kwargs(new, config, assistant["context"], temporary, answered)),
+            "first_seq": thread["event_seq"],
+        },
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    owner = {"graph_id": assistant["graph_id"], "assistant_id": str(assistant["assistant_id"])}
+    await conn.execute(
+        TOUCH_THREAD,
+        {
+            "thread_id": thread_id,
+            "held": held,
+            "metadata": jsonb({**owner, **(thread["metadata"] or {})}),
+            "config": jsonb(merge_config(thread["config"] or {}, new.config)),
+        },
+    )
+    published = await events.append(conn, thread_id, run_id, [events.Frame.of("lifecycle", {"event": "pending"})])
+    await conn.execute(NOTIFY_WORK)
+    return record(row), published
 
 
 def _delay(seconds: float) -> timedelta:
@@ -215,8 +241,8 @@ async def _lock(conn: Conn, thread_id: UUID, *, create: bool, temporary: bool) -
 
 
 ACTIVE_RUNS = """
-SELECT run_id, status, graph_id, base_checkpoint_id FROM runs
- WHERE thread_id = %(thread_id)s AND status IN ('pending', 'running', 'paused') ORDER BY queue_no
+SELECT run_id, status, graph_id, base_checkpoint_id, cancelling FROM runs
+ WHERE thread_id = %(thread_id)s AND status IN ('pending', 'running', 'suspended', 'paused') ORDER BY queue_no
 """
 
 
@@ -294,7 +320,7 @@ LIST: LiteralString = (
     + COLUMNS
     + """ FROM runs
  WHERE thread_id = %(thread_id)s
-   AND (%(status)s::text IS NULL OR CASE status WHEN 'paused' THEN 'error' ELSE status END = %(status)s)
+   AND (%(status)s::text IS NULL OR CASE status WHEN 'paused' THEN 'error' WHEN 'suspended' THEN 'running' ELSE status END = %(status)s)
  ORDER BY queue_no DESC LIMIT %(limit)s OFFSET %(offset)s"""
 )
 
@@ -333,16 +359,18 @@ async def cancel(engine: Engine, thread_id: UUID, run_id: UUID, action: Action =
         run = next((r for r in await _active(conn, thread_id) if r["run_id"] == run_id), None)
         if run is None:
             raise RunNotFound(f"Run with ID {run_id} not found or not active")
-        published = await _stop(engine, conn, thread, run, action)
+        published, _ = await _stop(engine, conn, thread, run, action)
     engine.hub.publish(thread_id, published)
+    await children.cancel_orphans(engine)
 
 
 CANDIDATES = """
 SELECT thread_id, run_id FROM runs
- WHERE status IN ('pending', 'running', 'paused')
+ WHERE status IN ('pending', 'running', 'suspended', 'paused')
    AND (%(thread_id)s::uuid IS NULL OR thread_id = %(thread_id)s)
    AND (%(run_ids)s::uuid[] IS NULL OR run_id = ANY(%(run_ids)s))
-   AND (%(status)s::text IS NULL OR %(status)s = 'all' OR status = %(status)s)
+   AND (%(status)s::text IS NULL OR %(status)s = 'all' OR status = %(status)s
+        OR (%(status)s = 'running' AND status = 'suspended'))
  ORDER BY queue_no
 """
 
@@ -382,58 +410,98 @@ DELETE FROM checkpoint_writes w USING own
 """
 
 
+OPEN_SAGA = """
+SELECT 1 FROM steps WHERE thread_id = %(thread_id)s AND name = 'saga' AND status = 'open' LIMIT 1
+"""
+
+COMPENSATE = """
+UPDATE runs SET status = 'pending', cancelling = %(action)s, ready_at = now(), worker_id = NULL, lease_until = NULL,
+                updated_at = now()
+ WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s AND cancelling IS NULL
+"""
+
+TAKE_AWAY = "UPDATE threads SET fence = fence + 1 WHERE thread_id = %(thread_id)s"
+
+
 async def _stop(
-    engine: Engine,
-    conn: Conn,
-    thread: dict[str, Any],
-    run: dict[str, Any],
-    action: Action,
-    *,
-    successor: bool = False,
-) -> list[Event]:
+    engine: Engine, conn: Conn, thread: dict[str, Any], run: dict[str, Any], action: Action, *, successor: bool = False
+) -> tuple[list[Event], bool]:
     """Take a run from its queue or its worker, in the caller's transaction, which holds the thread's row.
 
-    `successor`: another run follows in the same transaction, so the thread stays busy.
+    False: it has an open saga, so its worker stops now, but the run goes on to compensate and
+    stays the head of the queue until then. `successor`: another run follows in the same
+    transaction, so the thread stays busy.
     """
     thread_id, run_id = thread["thread_id"], run["run_id"]
     owner = thread["run_id"] == run_id
-    last = events.Frame.of("lifecycle", {"event": "cancelled", "action": action, "final": True})
-    published = await events.append(conn, thread_id, run_id, [last])
-    if action == "rollback":
-        await conn.execute(
-            DELETE_CHECKPOINTS,
-            {"thread": str(thread_id), "run": str(run_id), "base": run["base_checkpoint_id"]},
-        )
-        await conn.execute(DELETE, {"thread_id": thread_id, "run_id": run_id})
-    else:
-        await queue.end_run(conn, thread_id, run_id, "interrupted", None)
     if owner:
         await conn.execute(threads.CANCEL_NOTICE, {"run_id": str(run_id)})
+        if run["cancelling"]:
+            return [], False
+        if await (await conn.execute(OPEN_SAGA, {"thread_id": thread_id})).fetchone():
+            await conn.execute(TAKE_AWAY, {"thread_id": thread_id})
+            await conn.execute(COMPENSATE, {"thread_id": thread_id, "run_id": run_id, "action": action})
+            await conn.execute(NOTIFY_WORK)
+            frame = events.Frame.of("lifecycle", {"event": "cancelling", "action": action})
+            return await events.append(conn, thread_id, run_id, [frame]), False
+    last = events.Frame.of("lifecycle", {"event": "cancelled", "action": action, "final": True})
+    published = await events.append(conn, thread_id, run_id, [last])
+    await _end_stopped(conn, thread_id, run_id, action, run["base_checkpoint_id"])
     if owner or thread["run_id"] is None:
         snapshot: dict[str, Any] = {"next": []} if successor else await state.read(engine, thread_id, conn=conn)
-        error = None
-        if owner and not successor:
-            name = "UserRollback" if action == "rollback" else "UserInterrupt"
-            error = {"error": name, "message": f"The run was cancelled by a client ({action})"}
         await queue.settle_thread(
             conn,
             thread_id,
             run_id,
             fence=None,
             status="busy" if successor else "interrupted" if snapshot["next"] else "idle",
-            error=error,
+            error=_cancelled(action) if owner and not successor else None,
             interrupts={} if owner else thread["interrupts"] or {},
         )
     if not successor:
         await queue.promote(conn, thread_id)
+    return published, True
+
+
+async def _end_stopped(conn: Conn, thread_id: UUID, run_id: UUID, action: str, base: str | None) -> None:
+    """`interrupt`: the run's status is final; `rollback`: the run and its checkpoints are gone."""
+    if action == "rollback":
+        await conn.execute(DELETE_CHECKPOINTS, {"thread": str(thread_id), "run": str(run_id), "base": base})
+        await conn.execute(DELETE, {"thread_id": thread_id, "run_id": run_id})
+    else:
+        await queue.end_run(conn, thread_id, run_id, "interrupted", None)
+
+
+def _cancelled(action: str) -> dict[str, str]:
+    name = "UserRollback" if action == "rollback" else "UserInterrupt"
+    return {"error": name, "message": f"The run was cancelled by a client ({action})"}
+
+
+CLOSE_SAGAS = """
+UPDATE steps SET status = 'failed', updated_at = now()
+ WHERE thread_id = %(thread_id)s AND name = 'saga' AND status = 'open'
+"""
+
+
+async def end_compensated(conn: Conn, run: queue.Claimed, frames: list[events.Frame]) -> list[Event]:
+    """Carry out a cancel whose undos have run, in the caller's transaction. Raises LeaseLost."""
+    action = run.cancelling or "interrupt"
+    await queue.settle_thread(
+        conn, run.thread_id, run.run_id, fence=run.fence, status="idle", error=_cancelled(action), interrupts={}
+    )
+    published = await events.append(conn, run.thread_id, run.run_id, frames)
+    await _end_stopped(conn, run.thread_id, run.run_id, action, run.base_checkpoint_id)
+    await conn.execute(CLOSE_SAGAS, {"thread_id": run.thread_id})
+    await interrupts.supersede(conn, run.thread_id)
+    await queue.promote(conn, run.thread_id)
     return published
 
 
-async def outcome(engine: Engine, thread_id: UUID, run_id: UUID) -> Any:
+async def outcome(engine: Engine, thread_id: UUID, run_id: UUID, *, output_only: bool = False) -> Any:
     """What wait and join answer once a run has ended: the thread's values.
 
     After a question they hold `__interrupt__`; of a failed run it is `{"__error__": …}`.
-    Raises RunNotFound.
+    `output_only`: only what the graph gives back (its output schema). Raises RunNotFound.
     """
     run = await get(engine, thread_id, run_id)
     if run["status"] in ("error", "timeout"):
@@ -442,7 +510,7 @@ async def outcome(engine: Engine, thread_id: UUID, run_id: UUID) -> Any:
         row = await (await conn.execute(LOCK_FREE_THREAD, {"thread_id": thread_id})).fetchone()
         if row is None:
             raise RunNotFound(f"Run with ID {run_id} not found")
-        values = await state.values(engine, row, conn=conn)
+        values = await (state.output if output_only else state.values)(engine, row, conn)
     asked: dict[str, list[dict[str, Any]]] = row["interrupts"] or {}
     open_questions = [
         {**question, "response_schema": question.get("response_schema")}
@@ -454,4 +522,4 @@ async def outcome(engine: Engine, thread_id: UUID, run_id: UUID) -> Any:
     return values
 
 
-LOCK_FREE_THREAD = "SELECT thread_id, metadata, interrupts FROM threads WHERE thread_id = %(thread_id)s"
+LOCK_FREE_THREAD = "SELECT thread_id, metadata, config, interrupts FROM threads WHERE thread_id = %(thread_id)s"

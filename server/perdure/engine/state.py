@@ -84,6 +84,20 @@ async def values(engine: Engine, thread: Mapping[str, Any], conn: Conn | None = 
     return None if snapshot is None else snapshot.values
 
 
+async def output(engine: Engine, thread: Mapping[str, Any], conn: Conn | None = None) -> Any:
+    """What the thread's graph gives back: its output channels of the present values; None before there are any."""
+    found = await values(engine, thread, conn)
+    if not isinstance(found, dict):
+        return found
+    present = cast("dict[str, Any]", found)
+    entry = engine.registry.open(thread["metadata"]["graph_id"], _own_config(thread), checkpointer=None)
+    async with entry as graph:
+        wanted = graph.output_channels
+    if isinstance(wanted, str):
+        return present.get(wanted)
+    return {name: present[name] for name in wanted if name in present}
+
+
 async def history(
     engine: Engine,
     thread_id: UUID,

@@ -7,20 +7,29 @@ row is durable before the step returns, and the fence keeps a stale worker from 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
-from uuid import UUID
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
 
 import psycopg
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from psycopg_pool import PoolTimeout
 
-from perdure.engine.db import Pool
-from perdure.engine.errors import StepMismatch, StorageError
+from perdure.engine import children, limits, mailbox, runs
+from perdure.engine.db import Conn, jsonb
+from perdure.engine.errors import LeaseLost, RunNotFound, StepMismatch, StorageError, ThreadNotFound
 from perdure.engine.groupcommit import GroupCommit, Write
 from perdure.engine.jsonable import dumps
+
+if TYPE_CHECKING:
+    from perdure.engine.core import Engine
+    from perdure.engine.queue import Claimed
+
+MAILBOX = "mailbox"
 
 LOAD = """
 SELECT name, identity, n, call, keyed, status, value_type, value, error, attempts, next_at, overlapped
@@ -29,6 +38,42 @@ SELECT name, identity, n, call, keyed, status, value_type, value, error, attempt
 
 # name, identity (key or fingerprint), n-th call of that identity: the same after every replay
 Place = tuple[str, str, int]
+
+SAVE = """
+WITH held AS (
+    SELECT thread_id FROM threads WHERE thread_id = %(thread_id)s AND fence = %(fence)s FOR SHARE
+)
+INSERT INTO steps (thread_id, scope, name, identity, n, call, run_id, keyed, status, value_type, value, attempts)
+SELECT thread_id, %(scope)s, %(name)s, %(identity)s, %(n)s, %(call)s, %(run_id)s, %(keyed)s, 'done', %(type)s,
+       %(value)s, %(attempts)s
+  FROM held
+ON CONFLICT (thread_id, scope, name, identity, n)
+DO UPDATE SET status = 'done', value_type = excluded.value_type, value = excluded.value,
+              attempts = excluded.attempts, error = NULL, next_at = NULL, updated_at = now()
+RETURNING status
+"""
+
+
+class Transaction:
+    """A step's own database transaction: its effects and its row commit together, or not at all."""
+
+    def __init__(self, journal: Journal, conn: Conn, row: dict[str, Any]) -> None:
+        self.conn = conn
+        self.saved = False
+        self._journal = journal
+        self._row = row
+
+    async def save(self, value: Any, attempts: list[dict[str, Any]] | None = None) -> None:
+        """Record the step as done with this value, in this transaction. Raises LeaseLost."""
+        kind, blob = self._journal.serde.dumps_typed(value)
+        values = {"type": kind, "value": blob, "attempts": jsonb(attempts or [])}
+        if await (await self.conn.execute(SAVE, {**self._row, **values})).fetchone() is None:
+            raise LeaseLost("The run has another owner")
+        self.saved = True
+
+
+class _NotSaved(Exception):
+    """Rolls back a transaction whose step did not return."""
 
 
 @dataclass
@@ -45,16 +90,25 @@ class _Scope:
 
 
 class Journal:
-    """Finds and saves the steps of one run; one instance per attempt, used on one event loop."""
+    """The journal of one attempt, as graph code sees it; used on one event loop.
 
-    def __init__(self, pool: Pool, group: GroupCommit, thread_id: UUID, run_id: UUID, fence: int) -> None:
-        self._pool = pool
+    `cancelling`: this attempt only compensates. `waits` is what the words have noted before
+    they suspend the run.
+    """
+
+    def __init__(self, engine: Engine, group: GroupCommit, run: Claimed) -> None:
+        self.cancelling = run.cancelling is not None
+        self.waits: list[float | None] = []  # times (Unix seconds); None: until a child wakes the run
+        self.serde = JsonPlusSerializer()
+        self._engine = engine
+        self._pool = engine.pool
         self._group = group
-        self._thread_id = thread_id
-        self._run_id = run_id
-        self._fence = fence
+        self._run = run
         self._scopes: dict[str, _Scope] = {}
-        self._serde = JsonPlusSerializer()
+        self._places: defaultdict[str, list[str]] = defaultdict(list)
+
+    def _keys(self) -> dict[str, Any]:
+        return {"thread_id": self._run.thread_id, "run_id": self._run.run_id, "fence": self._run.fence}
 
     async def find(self, scope: str, visit: int, name: str, key: str | None, fingerprint: str) -> dict[str, Any]:
         """The record of this call: what an earlier execution left, or `status` "new".
@@ -94,7 +148,7 @@ class Journal:
         return {
             "n": place[2],
             "status": row["status"],
-            "value": self._serde.loads_typed((row["value_type"], row["value"])) if row["value_type"] else None,
+            "value": self.serde.loads_typed((row["value_type"], row["value"])) if row["value_type"] else None,
             "error": row["error"],
             "attempts": row["attempts"],
             "next_at": next_at.timestamp() if next_at else None,
@@ -121,7 +175,7 @@ class Journal:
         be reached, and TypeError when the value cannot be stored.
         """
         book = await self._open(scope, visit)
-        value_type, blob = self._serde.dumps_typed(value) if status == "done" else (None, b"")
+        value_type, blob = self.serde.dumps_typed(value) if status == "done" else (None, b"")
         identity = fingerprint if key is None else key
         place = (name, identity, n)
         if status != "retrying":
@@ -131,7 +185,7 @@ class Journal:
                 scope,
                 *place,
                 book.call_of.get(place, 0),
-                self._run_id,
+                self._run.run_id,
                 key is not None,
                 status,
                 value_type,
@@ -140,15 +194,104 @@ class Journal:
             *(dumps(error).decode() if error else None, dumps(attempts or []).decode(), next_at),
             place in book.overlapped,
         )
-        await self._group.submit(Write(self._thread_id, self._fence, steps=[row], size=len(blob) + 200))
+        await self._group.submit(Write(self._run.thread_id, self._run.fence, steps=[row], size=len(blob) + 200))
+
+    @asynccontextmanager
+    async def transaction(
+        self, scope: str, visit: int, name: str, n: int, *, key: str | None, fingerprint: str
+    ) -> AsyncIterator[Transaction]:
+        """A transaction for the step that `find` has returned; see `Transaction`. Without `save`: rolled back."""
+        book = await self._open(scope, visit)
+        place = (name, fingerprint if key is None else key, n)
+        row = {
+            **self._keys(),
+            **dict(zip(("scope", "name", "identity", "n"), (scope, *place), strict=True)),
+            "call": book.call_of.get(place, 0),
+            "keyed": key is not None,
+        }
+        try:
+            async with self._pool.connection() as conn, conn.transaction():
+                transaction = Transaction(self, conn, row)
+                yield transaction
+                if not transaction.saved:
+                    raise _NotSaved
+        except _NotSaved:
+            return
+        book.in_flight.discard(place)
+
+    async def receive(self, scope: str, visit: int) -> list[Any]:
+        """Messages sent to the thread that no earlier call took; taking and recording are one transaction."""
+        found = await self.find(scope, visit, MAILBOX, None, MAILBOX)
+        if found["status"] == "done":
+            return found["value"]
+        n: int = found["n"]
+        async with self.transaction(scope, visit, MAILBOX, n, key=None, fingerprint=MAILBOX) as transaction:
+            taken = await mailbox.take(transaction.conn, self._run.thread_id)
+            await transaction.save(taken)
+        return taken
+
+    # -- waiting
+
+    def wait_until(self, when: float) -> None:
+        """The run is about to wait for a time (Unix seconds)."""
+        self.waits.append(when)
+
+    def wait_for(self, thread_id: str, run_id: str) -> None:
+        """The run is about to wait for a child that `outcome` has called running."""
+        self.waits.append(None)
+
+    async def start(
+        self,
+        agent: str,
+        input: Any,  # noqa: A002 (the word of the protocol)
+        *,
+        key: str | None,
+        idempotency_key: str,
+        delay: float = 0.0,
+        bound: bool = True,
+    ) -> dict[str, str]:
+        """Start a run of another assistant, once for this idempotency key; see `children.start`."""
+        return await children.start(
+            self._engine,
+            self._run,
+            agent,
+            input,
+            key=key,
+            idempotency_key=idempotency_key,
+            delay=delay,
+            bound=bound,
+        )
+
+    async def outcome(self, thread_id: str, run_id: str) -> dict[str, Any]:
+        """What has become of a child; see `children.outcome`."""
+        return await children.outcome(self._engine, self._run, UUID(thread_id), UUID(run_id))
+
+    async def cancel(self, thread_id: str, run_id: str) -> None:
+        """Cancel a child; one that has ended stays as it is."""
+        with suppress(RunNotFound, ThreadNotFound):
+            await runs.cancel(self._engine, UUID(thread_id), UUID(run_id))
+
+    async def acquire(self, name: str, n: int) -> bool:
+        """Take a place under a fleet-wide limit; see `limits.acquire`."""
+        place = uuid4().hex
+        taken = await limits.acquire(self._pool, self._run, name, n, place)
+        if taken:
+            self._places[name].append(place)
+        return taken
+
+    async def release(self, name: str) -> None:
+        """Give the place back."""
+        await limits.release(self._pool, self._run, name, self._places[name].pop())
 
     async def _open(self, scope: str, visit: int) -> _Scope:
         book = self._scopes.get(scope)
         if book is not None and book.visit >= visit:
             return book
+        # What this scope is named after (its checkpoint) must not be lost once a step has run.
+        await self._group.barrier(self._run.thread_id)
         try:
             async with self._pool.connection() as conn:
-                cursor = await conn.execute(LOAD, {"thread_id": self._thread_id, "scope": scope})
+                cursor = await conn.execute(LOAD, {"thread_id": self._run.thread_id, "scope": scope})
                 rows = await cursor.fetchall()
         except (psycopg.OperationalError, PoolTimeout) as exc:
             raise StorageError(f"The step journal could not be read: {str(exc).strip()}") from exc

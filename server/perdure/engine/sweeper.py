@@ -4,7 +4,8 @@
   lives can be taken;
 - runs whose lease has ended: their worker is cut off, or stuck;
 - deadlines of questions that have passed;
-- threads that are due for deletion, events and keys that have outlived their use.
+- ticks of crons that are due;
+- threads that are due for deletion, events, keys and webhooks that have outlived their use.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from uuid import UUID
 
 import structlog
 
-from perdure.engine import idempotency, interrupts, queue, threads
+from perdure.engine import children, crons, idempotency, interrupts, queue, threads, webhooks
 from perdure.engine.db import Conn
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ async def retention(conn: Conn) -> None:
     """Delete what has outlived its use; call it about once a minute."""
     await conn.execute(OLD_EVENTS)
     await idempotency.expire(conn)
+    await webhooks.expire(conn)
 
 
 async def sweep(engine: Engine, conn: Conn, me: UUID) -> None:
@@ -92,4 +94,6 @@ async def sweep(engine: Engine, conn: Conn, me: UUID) -> None:
     await dead_workers(engine, conn, me)
     await expired_leases(engine, conn)
     await interrupts.time_out(engine)
+    await crons.fire_due(engine)
     await expired_threads(conn)
+    await children.cancel_orphans(engine)

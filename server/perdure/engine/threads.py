@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 from psycopg import sql
 
+from perdure.engine import children, webhooks
 from perdure.engine.db import Conn, jsonb
 from perdure.engine.errors import InvalidInput, ThreadExists, ThreadNotFound
 
@@ -135,6 +136,8 @@ async def delete_rows(conn: Conn, thread_ids: list[UUID]) -> list[UUID]:
     texts = [str(row["thread_id"]) for row in gone]
     for statement in DELETE_CHECKPOINTS:
         await conn.execute(statement, {"texts": texts})
+    await children.deleted(conn, [row["thread_id"] for row in gone])
+    await webhooks.forget(conn, [row["thread_id"] for row in gone])
     for row in gone:
         if row["run_id"]:
             await conn.execute(CANCEL_NOTICE, {"run_id": str(row["run_id"])})

@@ -22,7 +22,9 @@ from psycopg_pool import PoolTimeout
 
 from perdure.engine import queue
 from perdure.engine.attempt import Attempt, Workshop
+from perdure.engine.core import Engine
 from perdure.engine.db import open_pool
+from perdure.engine.delivery import Deliveries
 from perdure.engine.groupcommit import GroupCommit
 from perdure.engine.hub import Hub
 from perdure.engine.lease import LeaseThread
@@ -58,6 +60,7 @@ class Worker(threading.Thread):
         self._hub = hub
         self._origin = origin or uuid4().hex
         self._lease = LeaseThread(self)
+        self._deliveries = Deliveries(settings, registry, dsn)
         self._attempts: dict[UUID, Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -70,19 +73,23 @@ class Worker(threading.Thread):
         asyncio.run(self._run())
 
     def start(self) -> None:
-        """Start both threads; returns when the worker is registered and claims runs."""
+        """Start the threads; returns when the worker is registered and claims runs."""
         super().start()
         self._started.wait()
         self._lease.start()
         self._lease.ready.wait()
+        self._deliveries.start()
 
     def stop(self) -> None:
         """Hand the runs back, then stop; returns within a few seconds whatever the nodes do."""
         self._stopping = True
+        self._deliveries.stop()
         self._lease.stop(STOP_SECONDS)
         if self._loop is not None and self._loop.is_running():
             self._loop.call_soon_threadsafe(self._end)
         self.join(STOP_SECONDS)
+        if self._deliveries.ident is not None:
+            self._deliveries.join(STOP_SECONDS)
 
     # -- called from the lease thread
 
@@ -138,9 +145,14 @@ class Worker(threading.Thread):
         self._work = work = asyncio.Event()
         pool = await open_pool(self.dsn, size=max(8, self.settings.slots), name="attempts")
         shop = Workshop(
-            settings=self.settings,
-            registry=self.registry,
-            pool=pool,
+            engine=Engine(
+                settings=self.settings,
+                registry=self.registry,
+                dsn=self.dsn,
+                pool=pool,
+                hub=Hub(),  # nobody reads on this loop
+                origin=self._origin,
+            ),
             group=GroupCommit(pool, origin=self._origin),
             store=AsyncPostgresStore(conn=pool),
             hub=self._hub,
@@ -169,7 +181,7 @@ class Worker(threading.Thread):
         if free <= 0 or worker_id is None or self._lease.stuck:
             return POLL_SECONDS
         claimed = await queue.claim(
-            shop.pool,
+            shop.engine.pool,
             worker_id=worker_id,
             graphs=self.registry.graph_ids,
             slots=free,
@@ -183,7 +195,7 @@ class Worker(threading.Thread):
             task.add_done_callback(self._done(attempt))
         if claimed:
             return 0.0 if len(claimed) == free else POLL_SECONDS if self._work.is_set() else 0.0
-        due = await queue.next_ready(shop.pool)
+        due = await queue.next_ready(shop.engine.pool)
         return POLL_SECONDS if due is None else min(POLL_SECONDS, max(0.0, due))
 
     def _done(self, attempt: Attempt) -> Callable[[asyncio.Task[None]], None]:

@@ -83,12 +83,13 @@ CREATE TABLE runs (
     graph_id           text NOT NULL,
     -- pending -> running -> success | error | timeout | interrupted (cancelled)
     -- running -> pending (handed back, lost worker, retry) | paused (retries used up)
+    -- running -> suspended (waits for a timer, a child run, a limit) -> running
     -- paused  -> pending (resumed by a person) | interrupted
     status             text NOT NULL DEFAULT 'pending'
-                       CHECK (status IN ('pending', 'running', 'paused', 'success', 'error',
+                       CHECK (status IN ('pending', 'running', 'suspended', 'paused', 'success', 'error',
                                          'timeout', 'interrupted')),
-    -- pending only: from when on a worker may claim it. NULL: it waits behind another
-    -- run of its thread.
+    -- pending and suspended: from when on a worker may claim it. NULL: it waits behind
+    -- another run of its thread, or for something that has no time.
     ready_at           timestamptz,
     -- when it may start at the earliest (after_seconds)
     available_at       timestamptz NOT NULL DEFAULT now(),
@@ -106,6 +107,14 @@ CREATE TABLE runs (
     error              jsonb,
     worker_id          uuid,
     lease_until        timestamptz,
+    -- what a running run is about to wait for has happened: do not suspend it
+    woken              boolean NOT NULL DEFAULT false,
+    -- cancelled with an open saga: how, while its undos run ('interrupt', 'rollback')
+    cancelling         text,
+    -- the run that started this one by `agent()`, and whether it is cancelled with it
+    parent_thread_id   uuid,
+    parent_run_id      uuid,
+    bound              boolean NOT NULL DEFAULT false,
     -- the thread's head checkpoint when the run was first claimed ('' = none): tells
     -- whether a redelivered command has been applied, and what a rollback returns to
     base_checkpoint_id text,
@@ -120,7 +129,11 @@ CREATE TABLE runs (
 -- claim: runs that may be started now
 CREATE INDEX runs_ready_idx ON runs (ready_at, queue_no) WHERE ready_at IS NOT NULL;
 -- promote and cancel: what is queued or running on a thread
-CREATE INDEX runs_active_idx ON runs (thread_id, queue_no) WHERE status IN ('pending', 'running', 'paused');
+CREATE INDEX runs_active_idx ON runs (thread_id, queue_no)
+    WHERE status IN ('pending', 'running', 'suspended', 'paused');
+-- sweeper: children whose parent is gone
+CREATE INDEX runs_bound_idx ON runs (parent_thread_id, parent_run_id)
+    WHERE bound AND status IN ('pending', 'running', 'suspended', 'paused');
 -- renew and release: the runs of a worker
 CREATE INDEX runs_worker_idx ON runs (worker_id) WHERE worker_id IS NOT NULL;
 -- list: newest first
@@ -156,8 +169,8 @@ CREATE TABLE steps (
     call        integer NOT NULL,   -- how many calls of the same name came before it
     run_id      uuid NOT NULL,
     keyed       boolean NOT NULL DEFAULT false,
-    -- retrying -> done | failed (terminal error, kept)
-    status      text NOT NULL CHECK (status IN ('retrying', 'done', 'failed')),
+    -- retrying -> done | failed (terminal error, kept); a saga: open -> done | failed (undone)
+    status      text NOT NULL CHECK (status IN ('open', 'retrying', 'done', 'failed')),
     value_type  text,
     value       bytea,
     error       jsonb,
