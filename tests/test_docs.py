@@ -1,17 +1,37 @@
-"""The documentation keeps up with the code: every pattern and every setting is where readers look."""
+"""The documentation keeps up with the code: what it names exists, and its commands and its example run.
+
+Every pattern and every setting is where readers look for it.
+"""
 
 import ast
 import json
 import re
+import shlex
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from pydantic import AliasChoices
+from starlette.routing import Match
 
+from perdure.api import create_app
+from perdure.cli import app as command
 from perdure.config import Settings
+from perdure.engine.registry import Registry
+from tests.conftest import Process
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = {
+    str(file.relative_to(ROOT)): file.read_text(encoding="utf-8")
+    for file in (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+PACKAGE = ROOT / "server" / "perdure"
+API = "localhost:2024"
 GRAPHS: dict[str, str | dict[str, str]] = json.loads((ROOT / "langgraph.json").read_text())["graphs"]
 NOT_PATTERNS = {"__init__", "claims", "specialists", "models", "prompt", "rules"}
 INTERNAL = {"simulated"}
@@ -53,3 +73,155 @@ def test_setting_is_in_the_readme_and_explains_itself(name: str) -> None:
     first = str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"PERDURE_{name.upper()}"
     assert field.description, f"{name} has no description"
     assert f"`{first}`" in README, f"the README does not name {first}"
+
+
+# -- what the documents name
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def quoted(text: str) -> set[str]:
+    """What stands in backticks, outside of blocks."""
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return set(re.findall(r"`([^`\n]+)`", prose))
+
+
+def in_docs(found: Callable[[str], set[str]]) -> list[Any]:
+    return [pytest.param(name, id=f"{doc} {name}") for doc, text in DOCS.items() for name in sorted(found(text))]
+
+
+def paths(text: str) -> set[str]:
+    """Files and folders: `engine/queue.py`, `tests/crash/`, `docs/architecture.md`, `.ci/run`."""
+    path = re.compile(
+        r"(?:[\w.-]+/)+(?:[\w.-]+\.(?:py|sql|md|json|yml)|run)?|[\w-]*\.?[\w-]+\.(?:md|py|toml|yml|lock)|LICENSE"
+    )
+    return {name for name in quoted(text) if path.fullmatch(name)}
+
+
+def named_tests(text: str) -> set[str]:
+    return {name for name in quoted(text) if "::" in name}
+
+
+def targets(text: str) -> set[str]:
+    commands = "\n".join([*quoted(text), *blocks(text, "bash")])
+    return set(re.findall(r"(?:^|\n)make ([a-z-]+)", commands))
+
+
+def perdure_commands(text: str) -> set[str]:
+    commands = "\n".join([*quoted(text), *blocks(text, "bash")])
+    return set(re.findall(r"(?:^|[\n/ ])perdure ([a-z]+)", commands))
+
+
+OWN_FILES = {"refund.py"}
+"""Names of files that a reader makes."""
+
+
+@pytest.mark.parametrize("name", in_docs(paths))
+def test_file_that_a_document_names_exists(name: str) -> None:
+    assert name in OWN_FILES or any((folder / name).exists() for folder in (ROOT, PACKAGE))
+
+
+@pytest.mark.parametrize("name", in_docs(named_tests))
+def test_test_that_a_document_names_exists(name: str) -> None:
+    file, _, function = name.partition("::")
+    assert re.search(rf"^(async )?def {function}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", in_docs(targets))
+def test_make_target_that_a_document_names_exists(name: str) -> None:
+    assert re.search(rf"^{name}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", in_docs(perdure_commands))
+def test_command_that_a_document_names_exists(name: str) -> None:
+    commands = {info.name for info in command.registered_commands}
+    assert name in commands | {group.name for group in command.registered_groups}
+
+
+@pytest.mark.parametrize("document", [name for name in DOCS if name.startswith("docs/")])
+def test_readme_leads_to_every_document(document: str) -> None:
+    assert f"`{document}`" in README
+
+
+def test_every_table_is_in_the_architecture() -> None:
+    schema = "\n".join(file.read_text(encoding="utf-8") for file in (PACKAGE / "engine" / "schema").glob("*.sql"))
+    tables = set(re.findall(r"^CREATE TABLE (\w+)", schema, re.MULTILINE))
+    assert tables - quoted(DOCS["docs/architecture.md"]) == set()
+
+
+def test_every_make_target_explains_itself() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert phony
+    assert {name for name in phony[1].split() if not re.search(rf"^{name}:.*## ", makefile, re.MULTILINE)} == set()
+
+
+# -- its commands
+
+
+def curls(text: str) -> list[str]:
+    """Every curl of bash blocks and of table cells, up to what its output goes into."""
+    lines = [line for block in blocks(text, "bash") for line in block.replace("\\\n", " ").splitlines()]
+    cells = [name for name in quoted(text) if name.startswith("curl ")]
+    found = [match[0] for line in (*lines, *cells) for match in re.finditer(r"curl (?:'[^']*'|[^'|;>)])*", line)]
+    return sorted({one.strip() for one in found})
+
+
+@pytest.mark.parametrize("document", DOCS)
+def test_bash_of_a_document_parses(document: str) -> None:
+    for block in blocks(DOCS[document], "bash"):
+        done = subprocess.run(["bash", "-n"], input=block, text=True, capture_output=True, check=False)
+        assert done.returncode == 0, f"{block}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("curl", in_docs(lambda text: set(curls(text))))
+def test_curl_of_a_document_calls_a_route_with_json(curl: str) -> None:
+    words = shlex.split(curl)
+    url = next(urlsplit(f"http://{word}") for word in words if word.startswith(API))
+    data = words[words.index("-d") + 1] if "-d" in words else None
+    if data is not None:
+        json.loads(data)
+    scope = {"type": "http", "method": "GET" if data is None else "POST", "path": url.path, "headers": []}
+    routes = create_app(Settings(), Registry({}, {}), "").routes
+    assert any(route.matches(scope)[0] == Match.FULL for route in routes), f"no route for {scope}"
+
+
+def test_curls_of_the_pattern_table_work_as_pasted(server: Callable[..., Process]) -> None:
+    process = server()
+    rows = [line for line in README.splitlines() if line.startswith("| `")]
+    pasted = [curl for line in rows for curl in curls(line)]
+    assert len(pasted) >= len(GRAPHS)
+    for curl in pasted:
+        done = subprocess.run(
+            ["bash", "-c", curl.replace(API, process.url)], capture_output=True, text=True, timeout=60, check=True
+        )
+        answer = json.loads(done.stdout)
+        assert "answer" in answer or "run_id" in answer, f"{curl}\n{done.stdout}"
+
+
+# -- its example
+
+
+def test_example_of_the_readme_pays_small_refunds_and_asks_about_large_ones(
+    tmp_path: Path, server: Callable[..., Process]
+) -> None:
+    example, config = blocks(README, "python")[0], blocks(README, "json")[1]
+    (tmp_path / "refund.py").write_text(example, encoding="utf-8")
+    (tmp_path / "langgraph.json").write_text(config, encoding="utf-8")
+    process = server(config=tmp_path / "langgraph.json")
+    with httpx.Client(base_url=process.url, timeout=30) as http:
+        small = http.post("/agents/refund/run", json={"order": "A-17", "amount": 30})
+        assert small.status_code == 200
+        assert small.json()["result"].startswith("paid 30 USD for order A-17, reference ")
+        for decide, result in (("resolve", "paid 300 USD"), ("reject", "refused: too much")):
+            asked = http.post("/agents/refund/run", json={"order": "A-18", "amount": 300})
+            assert asked.status_code == 202
+            question = asked.json()["interrupts"][0]
+            assert question["question"]["question"] == "Refund 300 USD for order A-18?"
+            given: Any = True if decide == "resolve" else {"reason": "too much"}
+            run = http.post(f"/interrupts/{question['token']}/{decide}", json=given)
+            assert run.status_code == 202
+            path = f"/threads/{run.json()['thread_id']}/runs/{run.json()['run_id']}/join"
+            assert http.get(path).json()["result"].startswith(result)

@@ -5,7 +5,6 @@ command-line option, environment variable, `.env`, `langgraph.json` (its `env` e
 Where LangGraph's own server has a name for a setting, that name works too.
 """
 
-import base64
 import os
 import re
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from typing import Any, cast
 
 import orjson
 from dotenv import dotenv_values
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MODEL_KEYS = (
@@ -32,7 +31,6 @@ MODEL_KEYS = (
 """A process that has one of these talks to a real model; without any, the simulator answers."""
 
 _INHERITED = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
-MIN_SECRET_BYTES = 16  # of a webhook secret
 _TEMPLATE = re.compile(r"\$\{\{\s*env\.(\w+)\s*\}\}")
 
 
@@ -120,19 +118,6 @@ class Settings(BaseSettings):
     simulated: bool = Field(
         default=False, description="Set by the server itself when the simulator stands in for a model."
     )
-
-    @field_validator("webhook_secret")
-    @classmethod
-    def _is_base64(cls, given: SecretStr | None) -> SecretStr | None:
-        for secret in given.get_secret_value().split() if given else ():
-            text = secret.removeprefix("whsec_").rstrip("=")
-            try:
-                key = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-            except ValueError:
-                key = b""
-            if len(key) < MIN_SECRET_BYTES:
-                raise ValueError(f"each secret is whsec_ and base64 of at least {MIN_SECRET_BYTES} random bytes")
-        return given
 
 
 def load_settings(**given: Any) -> Settings:

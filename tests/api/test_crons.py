@@ -37,7 +37,7 @@ def test_the_sdk_creates_finds_changes_and_deletes(sdk: SyncLangGraphClient) -> 
     made: Any = sdk.crons.create("works", schedule=DAILY, input={"log": []}, metadata=tag, timezone=ZoneInfo("UTC"))
     assert UUID(made["cron_id"])
     assert (made["thread_id"], made["enabled"], made["on_run_completed"]) == (None, True, "delete")
-    assert made["next_run_date"].endswith("T05:00:00+00:00")
+    assert made["next_run_date"].endswith("T05:00:00.000000+00:00")
     assert made["payload"] == {
         "assistant_id": "works",
         "schedule": DAILY,

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 
 BODIES = [None, b"", b"{oops", b"null", b"[]", b'"text"', b"1", b"{}", b'{"a":"\\u0000"}', b"[[1]]", b'{"x":NaN}']
 VALUES: list[Any] = ["x", "", 0, -1, 2**63 - 1, 1.5, 1e300, True, [], ["x"], [1], {}, {"a": 1}, {"$": []}, "a.b"]
+IDS = ("thread_id", "run_id", "assistant_id", "checkpoint_id", "agent", "key", "token", "namespace", "cron_id")
 WAITS = ("/wait", "/join", "/stream")  # would wait for a worker if they were given something that exists
 
 
@@ -24,7 +25,7 @@ def routes(app: FastAPI) -> Iterator[tuple[str, str]]:
 
 
 def fill(path: str, **ids: str) -> str:
-    for name in ("thread_id", "run_id", "assistant_id", "checkpoint_id", "agent", "key", "token", "namespace"):
+    for name in IDS:
         path = path.replace(f"{{{name}}}", ids.get(name, "no-such-thing"))
     assert "{" not in path
     return path

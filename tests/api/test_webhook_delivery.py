@@ -116,7 +116,7 @@ def test_every_kind_of_run_is_reported_quickly_though_author_code_blocks_the_wor
     post(process.url, f"/threads/{thread}/runs/wait", **run)
     began = time.monotonic()
     until(lambda: sink.got)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 1.5, "a poll takes 2 s"
     assert sink.bodies[0]["values"] == {"text": "re: hi"}
     post(process.url, "/runs/wait", **run)
     until(lambda: len(sink.got) == 2)
@@ -127,7 +127,7 @@ def test_every_kind_of_run_is_reported_quickly_though_author_code_blocks_the_wor
     began = time.monotonic()
     httpx.post(f"{process.url}/threads/{thread}/runs/{blocked['run_id']}/cancel", timeout=30).raise_for_status()
     until(lambda: len(sink.got) == 3)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 3, "the node blocks for 4 s"
     assert sink.bodies[2]["status"] == "interrupted"
     assert sink.url not in process.output, "an address may hold a secret"
 
@@ -155,5 +155,5 @@ def test_secret_that_cannot_be_used_ends_the_start_and_names_the_variable(launch
     env = {"DATABASE_URL": dsn, "PERDURE_WEBHOOK_SECRET": "whsec_c2hvcnQ="}
     process = launch("serve", "--config", str(config), "--port", "0", env=env)
     assert process.wait() != 0
-    assert "webhook_secret" in process.output.lower()
+    assert "PERDURE_WEBHOOK_SECRET" in process.output
     assert "c2hvcnQ" not in process.output

@@ -1,7 +1,10 @@
 """A journal in memory that follows the protocol of the engine's, a thread to crash on, a scripted model."""
 
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
@@ -15,7 +18,8 @@ from langgraph.graph import START, StateGraph
 from langgraph.types import RetryPolicy
 from typing_extensions import TypedDict
 
-from perdure.durable.journal import Found
+from perdure.durable.journal import Child, Found, Outcome
+from perdure.durable.suspend import Suspend
 
 
 class StepMismatch(Exception):
@@ -26,19 +30,122 @@ class Killed(BaseException):
     """The process dies here: no handler of the code under test runs to its end."""
 
 
+class FakeTransaction:
+    """What is written through `conn` (a list) stays only if the block ends after `save`."""
+
+    def __init__(self) -> None:
+        self.conn: list[Any] = []
+        self.saved: dict[str, Any] | None = None
+
+    async def save(self, value: Any, attempts: list[dict[str, Any]]) -> None:
+        JsonPlusSerializer().dumps_typed(value)
+        self.saved = {"value": value, "attempts": attempts}
+
+
 class FakeJournal:
-    """Rows survive `restart()`, which of them were taken does not. Values go through the serializer."""
+    """Rows survive `restart()`, which of them were taken does not. Values go through the serializer.
+
+    The process dies before the `die_in`-th next call that changes anything, `save` or another.
+    """
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
         self.saves: list[dict[str, Any]] = []
         self.die_at_save = False
+        self.die_in: int | None = None
+        self.cancelling = False
+        self.waits: list[Any] = []
+        self.children: dict[str, dict[str, Any]] = {}
+        self.outcomes: dict[str, Outcome] = {}
+        self.cancelled: list[str] = []
+        self.places: Counter[str] = Counter()
+        self.elsewhere: Counter[str] = Counter()
+        self.inbox: list[Any] = []
+        self.database: list[Any] = []
+        self.commit_error: Exception | None = None
         self._taken: set[tuple[str, int, str, int]] = set()
         self._serde = JsonPlusSerializer(allowed_msgpack_modules=None)
 
     def restart(self) -> "FakeJournal":
         self._taken.clear()
+        self.waits.clear()
+        self.places.clear()
         return self
+
+    def age(self, seconds: float) -> None:
+        """Let time pass: what is due gets due sooner."""
+        for (_, name), rows in self.rows.items():
+            for row in rows.values():
+                row["next_at"] = row["next_at"] and row["next_at"] - seconds
+                if name == "sleep":
+                    row["stored"] = self._serde.dumps_typed(self._serde.loads_typed(row["stored"]) - seconds)
+
+    def end(self, n: int, output: Any = None, status: str = "done", **error: Any) -> None:
+        """The n-th child that was started ends."""
+        run_id = list(self.children.values())[n]["run_id"]
+        self.outcomes[run_id] = {"status": status, "output": output, "error": error or None}
+
+    def _acts(self) -> None:
+        if self.die_in is not None:
+            self.die_in -= 1
+            if self.die_in < 0:
+                self.die_in = None
+                raise Killed
+
+    def wait_until(self, when: float) -> None:
+        self.waits.append(when)
+
+    def wait_for(self, thread_id: str, run_id: str) -> None:
+        self.waits.append(run_id)
+
+    async def start(self, agent: str, input: Any, *, key: str | None, idempotency_key: str, **more: Any) -> Child:
+        self._acts()
+        number = len(self.children)
+        child = {"agent": agent, "input": input, "key": key, **more, "run_id": f"run-{number}"}
+        child = self.children.setdefault(idempotency_key, child)
+        return {"thread_id": f"thread-{child['run_id']}", "run_id": child["run_id"]}
+
+    async def outcome(self, thread_id: str, run_id: str) -> Outcome:
+        return self.outcomes.get(run_id, {"status": "running", "output": None, "error": None})
+
+    async def cancel(self, thread_id: str, run_id: str) -> None:
+        self._acts()
+        self.cancelled.append(run_id)
+
+    async def acquire(self, name: str, n: int) -> bool:
+        free = self.places[name] + self.elsewhere[name] < n
+        self.places[name] += free
+        return free
+
+    async def release(self, name: str) -> None:
+        assert self.places[name] > 0
+        self.places[name] -= 1
+
+    async def receive(self, scope: str, visit: int) -> list[Any]:
+        found = await self.find(scope, visit, "mailbox", None, "")
+        if found["status"] == "done":
+            return found["value"]
+        taken = list(self.inbox)
+        await self.save(scope, visit, "mailbox", found["n"], key=None, fingerprint="", status="done", value=taken)
+        self.inbox.clear()
+        return taken
+
+    @asynccontextmanager
+    async def transaction(
+        self, scope: str, visit: int, name: str, n: int, *, key: str | None, fingerprint: str
+    ) -> AsyncIterator[FakeTransaction]:
+        transaction = FakeTransaction()
+        yield transaction
+        if transaction.saved is None:
+            return
+        error, self.commit_error = self.commit_error, None
+        if error is not None and getattr(error, "sqlstate", None):
+            raise error
+        fields = {"key": key, "fingerprint": fingerprint, "status": "done", **transaction.saved}
+        await self.save(scope, visit, name, n, **fields)
+        self.database += transaction.conn
+        if error is not None:
+            raise error
 
     def config(self, thread_id: str = "t", **configurable: Any) -> Any:
         return {"configurable": {"thread_id": thread_id, "__perdure_journal": self, **configurable}}
@@ -66,6 +173,7 @@ class FakeJournal:
     async def save(self, scope: str, visit: int, name: str, n: int, **fields: Any) -> None:
         if self.die_at_save:
             raise Killed
+        self._acts()
         stored = self._serde.dumps_typed(fields["value"]) if fields["status"] == "done" else None
         row = {"error": None, "next_at": None, **fields, "stored": stored}
         self.rows.setdefault((scope, name), {})[n] = row
@@ -91,11 +199,44 @@ class Bench:
         self._begun = False
 
     async def run(self, node: Callable[..., Awaitable[Any]], command: Any = None, **options: Any) -> Any:
+        return await self.run_graph(graph_of(node, saver=self.saver, **options), command)
+
+    async def run_graph(self, graph: Any, command: Any = None) -> Any:
         entry = command if self._begun else {}
         self._begun = True
-        graph = graph_of(node, saver=self.saver, **options)
         result = await graph.ainvoke(entry, self.journal.restart().config(), durability="sync")
-        return result["__interrupt__"] if "__interrupt__" in result else result["out"]
+        return result["__interrupt__"] if "__interrupt__" in result else result.get("out")
+
+    async def until_done(self, node: Callable[..., Awaitable[Any]], on_wait: Callable[[], None] | None = None) -> Any:
+        """Attempt after attempt, as the engine would: after a wait (with what `on_wait` does) and after a crash."""
+        while True:
+            try:
+                return await self.run(node)
+            except Suspend:
+                assert self.journal.waits
+                times = [wait for wait in self.journal.waits if isinstance(wait, float)]
+                if on_wait is not None:
+                    on_wait()
+                elif times:
+                    self.journal.age(min(times) - time.time())
+                else:
+                    raise
+            except Killed:
+                continue
+
+
+async def crash_everywhere(scenario: Callable[[Bench], Awaitable[Any]]) -> int:
+    """The scenario, killed before its 1st, 2nd, … write, each on a new thread; how many points there were.
+
+    Ends with the execution in which the process was not killed any more.
+    """
+    for point in itertools.count():
+        bench = Bench()
+        bench.journal.die_in = point
+        await scenario(bench)
+        if bench.journal.die_in is not None:
+            return point
+    raise AssertionError
 
 
 class ScriptedModel(BaseChatModel):

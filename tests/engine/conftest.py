@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import psycopg
@@ -96,6 +96,9 @@ class Lab:
     worker_id: UUID = field(default_factory=uuid4)
     graph: str = "default"
 
+    def __post_init__(self) -> None:
+        self.store = AsyncPostgresStore(conn=cast(Any, self.engine.pool))
+
     # -- the database
 
     async def rows(self, statement: Any, **params: Any) -> list[dict[str, Any]]:
@@ -125,10 +128,11 @@ class Lab:
 
     async def cut_connections(self) -> None:
         """Every connection to the database breaks, as in a restart of the server."""
-        await self.execute(
-            "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
+        async with self.connection() as conn:
+            await conn.execute(
+                "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
 
     # -- threads and runs
 
@@ -172,7 +176,7 @@ class Lab:
         shop = Workshop(
             engine=engine,
             group=group or GroupCommit(engine.pool, origin=engine.origin),
-            store=AsyncPostgresStore(conn=engine.pool),
+            store=self.store,
             hub=engine.hub if hub else None,
         )
         return Attempt(shop, run)
@@ -182,8 +186,15 @@ class Lab:
         count = 0
         while claimed := await self.claim():
             count += 1
-            await self.attempt(claimed[0]).execute()
+            await self.play(self.attempt(claimed[0]))
         return count
+
+    async def play(self, attempt: Attempt) -> None:
+        """Execute an attempt in a task of its own, as a worker does: losing the run cancels that task."""
+        task = asyncio.create_task(attempt.execute())
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
 
     async def work_until_killed(self, writes: int) -> bool:
         """Execute the next run by a worker that dies after so many writes, at the latest when the attempt ends.
@@ -198,7 +209,9 @@ class Lab:
             raise Killed
 
         attempt._settle = dead
-        await attempt.execute()
+        await self.play(attempt)
+        while group._task is not None:  # what was sent before it died arrives
+            await asyncio.sleep(0.001)
         assert await self.release(worker_id=self.worker_id)
         return group.died
 

@@ -10,7 +10,7 @@ import orjson
 import pytest
 from langchain_core.messages import AIMessage
 from langgraph.func import entrypoint
-from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Send, interrupt
 from typing_extensions import TypedDict
 
@@ -133,7 +133,9 @@ async def test_follow_replays_and_goes_live_without_loss_or_duplicates(lab, else
     for n in range(150):
         box.add(Frame.of("custom", n))
         if n % 15 == 0:
-            readers += [asyncio.create_task(collect(lab, thread, run.run_id, engine=e)) for e in (lab.engine, elsewhere)]
+            readers += [
+                asyncio.create_task(collect(lab, thread, run.run_id, engine=e)) for e in (lab.engine, elsewhere)
+            ]
         await asyncio.sleep(0.001 if n % 3 else 0)
     await end(lab, run, *await box.close())
     late = await collect(lab, thread, run.run_id)
@@ -160,7 +162,7 @@ async def test_id_of_an_event_is_the_same_live_and_replayed(lab):
     thread, run = await claimed(lab)
     live = asyncio.create_task(collect(lab, thread, run.run_id))
     await asyncio.sleep(0.05)
-    await lab.attempt(run).execute()
+    await lab.play(lab.attempt(run))
     replayed = await collect(lab, thread, run.run_id)
     assert [e.id for e in await live] == [e.id for e in replayed]
     assert len({e.id for e in replayed}) == len(replayed)
@@ -435,7 +437,7 @@ async def test_frames_after_a_lost_flush_are_not_lost_in_silence(lab):
 
     events_lost = StorageError("away")
     group = Flaky(lab.engine.pool, origin="flaky")
-    await lab.attempt(run, group=group).execute()
+    await lab.play(lab.attempt(run, group=group))
     row = await lab.run({"run_id": run.run_id})
     shown = [e["event"] for e in await lab.events({"run_id": run.run_id})]
     assert row["status"] == "pending" or shown.count("values") == 3, (row["status"], shown)

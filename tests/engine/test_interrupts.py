@@ -233,7 +233,9 @@ async def test_answer_without_a_question_is_refused(lab):
     assert await runs.list_runs(lab.engine, thread) == []
 
 
-@pytest.mark.parametrize("new", [{"input": {"left": 1}}, {"command": {"update": {"left": 1}}}, {"command": {"goto": []}}])
+@pytest.mark.parametrize(
+    "new", [{"input": {"left": 1}}, {"command": {"update": {"left": 1}}}, {"command": {"goto": []}}]
+)
 async def test_new_input_supersedes_the_open_question(lab, new):
     thread, (question,) = await ask(lab, deadline=PAST)
     await lab.enqueue(thread, **new)

@@ -269,7 +269,7 @@ async def test_worker_of_a_cancelled_run_is_fenced_off(lab):
     await runs.cancel(lab.engine, thread, run["run_id"])
     before = await lab.everything()
     attempt = lab.attempt(claimed)
-    await attempt.execute()
+    await lab.play(attempt)
     assert attempt.lost
     assert await lab.everything() == before
 
@@ -309,8 +309,8 @@ async def test_cancel_and_the_end_of_the_run_at_the_same_time_leave_one_of_them(
         thread = await lab.thread()
         run = await lab.enqueue(thread, {"log": []})
         attempt = lab.attempt(await lab.claim_one())
-        task = asyncio.create_task(attempt.execute())
-        while not (await lab.events(run))[-1]["event"] == "values":
+        task = asyncio.create_task(lab.play(attempt))
+        while (await lab.events(run))[-1]["event"] != "values":
             await asyncio.sleep(0.001)
         ends = await asyncio.gather(runs.cancel(lab.engine, thread, run["run_id"]), task, return_exceptions=True)
         status = (await lab.run(run))["status"]
@@ -457,7 +457,7 @@ async def test_nothing_is_left_of_a_deleted_thread(lab):
     with pytest.raises(LeaseLost):
         await lab.group().submit(Write(thread, claimed.fence, steps=[row]))
     attempt = lab.attempt(replace(claimed))
-    await attempt.execute()
+    await lab.play(attempt)
     assert await left_of(lab, thread) == {}
     with pytest.raises(ThreadNotFound):
         await threads.delete(lab.engine, thread)

@@ -223,11 +223,7 @@ async def test_lost_database_is_a_storage_error(lab):
     saver = saver_for(lab, thread)
     await lab.engine.pool.resize(1, 1)
     await lab.execute("SELECT 1")
-    async with lab.connection() as conn:
-        await conn.execute(
-            "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
+    await lab.cut_connections()
     with pytest.raises(StorageError) as caught:
         await saver.aget_tuple(address(thread))
     assert caught.value.retryable is True

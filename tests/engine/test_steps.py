@@ -326,11 +326,7 @@ async def test_key_that_cannot_be_stored_is_a_type_or_value_error(book, text):
 async def test_lost_database_is_worth_another_attempt(book):
     pool = book.lab.engine.pool
     await pool.resize(1, 1)
-    async with book.lab.connection() as conn:
-        await conn.execute(
-            "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
+    await book.lab.cut_connections()
     with pytest.raises(StorageError) as caught:
         await book.attempt().find("pay", 1)
     assert caught.value.retryable is True

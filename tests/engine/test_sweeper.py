@@ -9,7 +9,7 @@ from langgraph.graph import END, START, StateGraph
 from psycopg import sql
 from typing_extensions import TypedDict
 
-from perdure.engine import sweeper
+from perdure.engine import runs, sweeper
 from perdure.engine.errors import LeaseLost
 from perdure.engine.groupcommit import Write
 
@@ -52,7 +52,7 @@ async def at_once(lab, function: Any, *args: Any, sweepers: int = 4) -> list[Any
 
 
 async def test_runs_of_a_dead_worker_are_released_once(lab):
-    worker, _, created = await registered(lab, 5)
+    _, _, created = await registered(lab, 5)
     counts = await at_once(lab, sweeper.dead_workers, lab.engine, "conn", uuid4())
     assert sum(counts) == 5
     assert await statuses(lab) == {"pending": 5}
@@ -107,7 +107,7 @@ async def test_stale_worker_writes_nothing_after_the_sweep(lab):
     rows = [("", "c", None, "{}", "{}")]
     with pytest.raises(LeaseLost):
         await lab.group().submit(Write(claimed.thread_id, claimed.fence, checkpoints=rows))
-    await lab.attempt(claimed).execute()
+    await lab.play(lab.attempt(claimed))
     assert await lab.everything() == before
 
 
@@ -139,8 +139,6 @@ async def test_events_of_an_ended_run_go_a_minute_after_its_end_unless_its_strea
 
 
 async def test_events_of_a_run_that_was_rolled_back_or_deleted_do_not_stay_for_ever(lab):
-    from perdure.engine import runs
-
     thread = await lab.thread()
     first, second = await lab.enqueue(thread, {"text": ""}), await lab.enqueue(thread, {"text": ""})
     assert (await lab.claim_one()).run_id == first["run_id"]

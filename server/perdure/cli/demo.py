@@ -197,17 +197,14 @@ class Story:
         stage = self.stage
         self.scene("An outage", "Denver's weather service fails: the run is tried again, later each time")
         run = self.send(DENVER)
-        table = Table("attempt", "error", "next_at", "wait", box=None, pad_edge=False, header_style="dim")
         with self.doing(f"{RETRIES_SHOWN} attempts fail"):
-            waits = [self.retry(run, table) for _ in range(RETRIES_SHOWN)]
-        self.console.print(Padding(table, (0, 0, 0, 4), expand=False))
+            waits = [self.retry(run) for _ in range(RETRIES_SHOWN)]
         self.claim("each wait is longer than the one before", waits == sorted(set(waits)))
-        with self.doing("the fix: workers stop (SIGTERM), new ones start with FAIL_ON_DENVER=false"):
+        with self.doing("the fix: the worker stops (SIGTERM), a new one starts with FAIL_ON_DENVER=false"):
             for worker in self.workers:
                 worker.stop()
-            self.workers = [stage.start_worker(name, FAIL_ON_DENVER="false") for name in "C"]
-            for worker in self.workers:
-                worker.says("perdure worker")
+            self.workers = [stage.start_worker("C", FAIL_ON_DENVER="false")]
+            self.workers[0].says("perdure worker")
         with self.doing("the same run goes on"):
             answer = self.join(run)["answer"]
         self.dialogue(DENVER, answer)
@@ -265,7 +262,7 @@ class Story:
     def owner(self, run: dict[str, Any]) -> Child | None:
         return next((worker for worker in self.workers if worker.claimed(run["run_id"])), None)
 
-    def retry(self, run: dict[str, Any], table: Table) -> float:
+    def retry(self, run: dict[str, Any]) -> float:
         """Wait for the next failed attempt, show it, and return the seconds until the one after it."""
         seen = self.report.retries[-1]["attempt"] if self.report.retries else 0
 
@@ -279,7 +276,7 @@ class Story:
         wait = round((due - ended).total_seconds(), 2)
         error, attempt = record["error"]["message"], record["attempt"]
         self.report.retries.append({"attempt": attempt, "error": error, "next_at": record["next_at"], "wait": wait})
-        table.add_row(str(attempt), Text(error), due.astimezone().strftime("%H:%M:%S.%f")[:-5], f"{wait:g} s")
+        self.note(f"attempt {attempt}: {error}; next_at {due.astimezone():%H:%M:%S}, after {wait:g} s")
         return wait
 
     def attempts(self, name: str, run: dict[str, Any], *, exactly: int | None = None, more_than: int = 0) -> None:

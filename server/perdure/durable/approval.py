@@ -12,13 +12,16 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NotRequired, cast
 
+from langgraph.errors import GraphInterrupt
 from langgraph.types import interrupt
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from perdure.durable.errors import ApprovalTimeout
+from perdure.durable.journal import here
 from perdure.durable.once import seconds
 from perdure.durable.step import step
+from perdure.durable.suspend import unfinished
 
 TIMEOUT_KEY = "__timeout__"
 DECISIONS = ["approve", "edit", "reject", "respond"]
@@ -93,7 +96,11 @@ async def approval(
     if schema is not None:
         payload["schema"] = adapter.json_schema() if adapter else schema
     while True:
-        raw: Any = interrupt(payload)
+        try:
+            raw: Any = interrupt(payload)
+        except GraphInterrupt:
+            unfinished(here().journal)
+            raise
         if isinstance(raw, dict) and TIMEOUT_KEY in raw:
             if deadline is not None and raw[TIMEOUT_KEY] == deadline:
                 raise ApprovalTimeout(

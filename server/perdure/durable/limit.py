@@ -3,8 +3,8 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
@@ -71,7 +71,19 @@ async def _limit(name: str, n: int) -> AsyncIterator[None]:
         with _marked(name):
             yield
     finally:
-        own.held -= 1
-        own.freed.set()
-        own.freed = asyncio.Event()
-        await journal.release(name)
+        try:
+            await journal.release(name)
+        finally:
+            own.held -= 1
+            own.freed.set()
+            own.freed = asyncio.Event()
+
+
+@contextmanager
+def _marked(name: str) -> Iterator[None]:
+    outer = _inside.get()
+    _inside.set(outer | {name})
+    try:
+        yield
+    finally:
+        _inside.set(outer)

@@ -8,13 +8,13 @@ executed twice.
 
 import asyncio
 import random
-import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 from uuid import NAMESPACE_OID, uuid4, uuid5
 
 import structlog
@@ -23,12 +23,20 @@ from langgraph.errors import EmptyInputError, GraphBubbleUp, GraphRecursionError
 from langgraph.func import task
 from langgraph.types import RetryPolicy
 
-from perdure.durable.errors import RetryableError, TerminalError
-from perdure.durable.journal import Journal, Place, here
+from perdure.durable.errors import TerminalError
+from perdure.durable.journal import Found, Journal, Place, Transaction, here, nested
+from perdure.durable.recorded import described, leave, revived
+from perdure.durable.suspend import pause, unfinished
+from perdure.durable.transaction import CommitUnknown, Running, current, running
 
 log = structlog.get_logger(__name__)
 
 DEFAULT_RETRY = RetryPolicy(initial_interval=0.5, backoff_factor=2.0, max_interval=60.0, max_attempts=3, jitter=False)
+
+AWAKE_SECONDS = 2.0
+"""A longer wait between two attempts suspends the run."""
+
+_UNSTORABLE = (TypeError, ValueError, OverflowError, RecursionError)
 
 _ALWAYS_TERMINAL = (GraphRecursionError, InvalidUpdateError, EmptyInputError)
 
@@ -46,15 +54,17 @@ class Call:
     """Seconds for each attempt."""
 
 
-_running: ContextVar[str | None] = ContextVar("perdure_step", default=None)
+class Passed(BaseException):
+    """A call that is only counted, see `counting`, has no result."""
+
+
+counting: ContextVar[bool] = ContextVar("perdure_counting", default=False)
+"""Calls are looked up, so that later ones are told apart as before, but not executed: Passed instead."""
 
 
 def idempotency_key() -> str:
     """See `step.idempotency_key`."""
-    key = _running.get()
-    if key is None:
-        raise RuntimeError("step.idempotency_key() works only inside of a @step function")
-    return key
+    return current("step.idempotency_key()").effect_key
 
 
 async def once(call: Call) -> Any:
@@ -77,12 +87,15 @@ async def _journaled(journal: Journal, place: Place, call: Call) -> Any:
     if found["status"] == "done":
         return found["value"]
     if found["status"] == "failed":
-        raise _revived(found["error"] or {})
+        raise revived(found["error"] or {})
+    if counting.get():
+        raise Passed
+    unfinished(journal)
     # With the fingerprint: should concurrent calls swap their numbers on a replay, an effect may happen
     # twice, but none is taken for another one and left out.
     own = [call.key] if call.key is not None else [str(found["n"]), call.fingerprint]
     identity = "\n".join([place.thread_id, place.scope, call.name, *own])
-    row = _JournalRow(journal, place, call, found["n"], list(found["attempts"]), found["next_at"])
+    row = _JournalRow(journal, place, call, found)
     return await _attempts(call, row, str(uuid5(NAMESPACE_OID, identity)))
 
 
@@ -99,29 +112,28 @@ async def _as_task(call: Call) -> Any:
 class _Row:
     """The row of a call where there is no journal: forgets everything."""
 
-    attempts: list[dict[str, Any]]
-    next_at: float | None
-
     def __init__(self) -> None:
-        self.attempts = []
-        self.next_at = None
+        self.attempts: list[dict[str, Any]] = []
+        self.next_at: float | None = None
+        self.inside = nested.get()[0]
+        """The scope of what stands in the step, see `journal.nested`."""
 
     async def save(self, status: str, **fields: Any) -> None:
         pass
 
+    async def wait(self, until: float) -> None:
+        await pause(None, until, "", awake=0)
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        raise RuntimeError("step.transaction() needs perdure's database: run this graph on a perdure server")
+
 
 class _JournalRow(_Row):
-    def __init__(
-        self,
-        journal: Journal,
-        place: Place,
-        call: Call,
-        n: int,
-        attempts: list[dict[str, Any]],
-        next_at: float | None,
-    ) -> None:
-        self.journal, self.place, self.call, self.n = journal, place, call, n
-        self.attempts, self.next_at = attempts, next_at
+    def __init__(self, journal: Journal, place: Place, call: Call, found: Found) -> None:
+        super().__init__()
+        self.journal, self.place, self.call, self.n = journal, place, call, found["n"]
+        self.attempts, self.next_at = list(found["attempts"]), found["next_at"]
+        self.inside += f"/{call.name}:{call.fingerprint[:16] if call.key is None else call.key}:{self.n}"
 
     async def save(self, status: str, **fields: Any) -> None:
         await self.journal.save(
@@ -136,68 +148,95 @@ class _JournalRow(_Row):
             **fields,
         )
 
+    async def wait(self, until: float) -> None:
+        await pause(self.journal, until, f"step {self.call.name}", awake=AWAKE_SECONDS)
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        key, seen = self.call.key, self.call.fingerprint
+        return self.journal.transaction(
+            self.place.scope, self.place.visit, self.call.name, self.n, key=key, fingerprint=seen
+        )
+
 
 async def _attempts(call: Call, row: _Row, effect_key: str) -> Any:
     """Attempts until one succeeds, fails for good, or the round is used up."""
     limit = max(1, call.retry.max_attempts)
     failures = len(row.attempts) % limit  # a full round is behind us: this is the run's next attempt
     if row.next_at is not None:
-        await asyncio.sleep(max(0.0, row.next_at - time.time()))
+        await row.wait(row.next_at)
     while True:
         started, clock = datetime.now(UTC), time.monotonic()
         attempt: dict[str, Any] = {"started_at": started.isoformat()}
+        current_attempt = Running(effect_key, row.transaction)
         try:
-            value = await _attempt(call, effect_key)
+            value = await _attempt(call, row, current_attempt)
+            done = {**attempt, "seconds": time.monotonic() - clock}
+            committed = await _commit(call, current_attempt, value, [*row.attempts, done])
         except GraphBubbleUp:
             raise
+        except CommitUnknown:
+            raise  # the row may stand there as done: it is not touched, the run's next attempt looks
         except Exception as exc:
             failures += 1
-            attempt |= {"seconds": time.monotonic() - clock, "error": _described(exc)}
+            attempt |= {"seconds": time.monotonic() - clock, "error": described(exc)}
             row.attempts.append(attempt)
             if _is_terminal(exc, call.retry):
                 await row.save("failed", error=attempt["error"])
-                _leave(exc, retryable=False)
+                leave(exc, retryable=False)
             asked = _asked_wait(exc)
             if failures >= limit:
-                await row.save(
-                    "retrying", error=attempt["error"], next_at=None if asked is None else time.time() + asked
-                )
-                _leave(exc, retryable=True)
+                next_at = None if asked is None else time.time() + asked
+                await row.save("retrying", error=attempt["error"], next_at=next_at)
+                leave(exc, retryable=True)
             wait = asked if asked is not None else _backoff(call.retry, failures)
-            await row.save("retrying", error=attempt["error"], next_at=time.time() + wait)
+            next_at = time.time() + wait
+            await row.save("retrying", error=attempt["error"], next_at=next_at)
             log.warning("step failed", step=call.name, attempt=failures, wait_seconds=wait, error=type(exc).__name__)
         else:
-            attempt["seconds"] = time.monotonic() - clock
-            row.attempts.append(attempt)
-            await _save_value(call, row, value)
+            row.attempts.append(done)
+            if not committed:
+                await _save_value(call, row, value)
             return value
-        await asyncio.sleep(wait)
+        await row.wait(next_at)
 
 
-async def _attempt(call: Call, effect_key: str) -> Any:
-    token = _running.set(effect_key)
+async def _attempt(call: Call, row: _Row, attempt: Running) -> Any:
+    token, outer = running.set(attempt), nested.set((row.inside, len(row.attempts)))
     limit = asyncio.timeout(call.timeout)
     try:
         async with limit:
             return await call.execute()
-    except TimeoutError as exc:
-        if limit.expired():
+    except BaseException as exc:
+        await attempt.roll_back(exc)
+        if isinstance(exc, TimeoutError) and limit.expired():
             raise TimeoutError(f"Step '{call.name}' took longer than {call.timeout:g} s") from exc
         raise
     finally:
-        _running.reset(token)
+        running.reset(token)
+        nested.reset(outer)
+
+
+async def _commit(call: Call, attempt: Running, value: Any, attempts: list[dict[str, Any]]) -> bool:
+    try:
+        return await attempt.commit(value, attempts)
+    except _UNSTORABLE as exc:
+        raise _unstorable(call, value, exc) from exc
 
 
 async def _save_value(call: Call, row: _Row, value: Any) -> None:
     try:
         await row.save("done", value=value)
-    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-        error = TerminalError(
-            f"Step '{call.name}' returned a {type(value).__qualname__} that can't be stored ({exc}). "
-            "Return JSON values, LangChain messages or dataclasses"
-        )
-        await row.save("failed", error=_described(error))
+    except _UNSTORABLE as exc:
+        error = _unstorable(call, value, exc)
+        await row.save("failed", error=described(error))
         raise error from exc
+
+
+def _unstorable(call: Call, value: Any, exc: Exception) -> TerminalError:
+    return TerminalError(
+        f"Step '{call.name}' returned a {type(value).__qualname__} that can't be stored ({exc}). "
+        "Return JSON values, LangChain messages or dataclasses"
+    )
 
 
 def seconds(duration: float | timedelta | None) -> float | None:
@@ -237,52 +276,3 @@ def _is_terminal(exc: Exception, policy: RetryPolicy) -> bool:
     if callable(chosen):
         return not chosen(exc)
     return not isinstance(exc, tuple(chosen))
-
-
-def _described(exc: Exception) -> dict[str, Any]:
-    kind = type(exc)
-    error: dict[str, Any] = {
-        "error": kind.__name__,
-        # PostgreSQL takes neither lone surrogates nor NUL, and a model's output in the text may hold both.
-        "message": str(exc).encode(errors="replace").decode().replace("\0", ""),
-        "class": f"{kind.__module__}:{kind.__qualname__}",
-    }
-    status = getattr(exc, "status", None)
-    return error | {"status": status} if isinstance(status, int) else error
-
-
-def _revived(error: dict[str, Any]) -> Exception:
-    """The recorded error, as its own class where that is found: `except` takes the same path again.
-
-    Only classes that are already imported are looked at, and their `__init__` is not called: its arguments
-    are not known. Others become a TerminalError that names the class.
-    """
-    message, status = str(error.get("message", "")), error.get("status")
-    module, _, path = str(error.get("class", "")).partition(":")
-    kind: Any = sys.modules.get(module)
-    for part in path.split("."):
-        kind = getattr(kind, part, None)
-    plain = TerminalError(f"{error.get('error', 'Error')}: {message}", status if isinstance(status, int) else 422)
-    if not (isinstance(kind, type) and issubclass(kind, Exception)):
-        return plain
-    try:
-        exc = kind.__new__(kind, message)
-        exc.args = (message,)
-        exc.__dict__.update({"message": message, "retryable": False})
-        if isinstance(status, int):
-            exc.__dict__["status"] = status
-        str(exc)
-    except Exception:  # a class that can't live without its __init__
-        return plain
-    return exc
-
-
-def _leave(exc: Exception, *, retryable: bool) -> NoReturn:
-    """Raise `exc` with the attribute set; wrapped if its class allows no attributes."""
-    try:
-        # The contract with whoever runs the graph.
-        exc.retryable = retryable  # pyright: ignore[reportAttributeAccessIssue]
-    except AttributeError:
-        kind = RetryableError if retryable else TerminalError
-        raise kind(f"{type(exc).__name__}: {exc}") from exc
-    raise exc

@@ -4,14 +4,17 @@ import asyncio
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
-from typing import Any, ParamSpec, Protocol, TypeVar, overload
+from types import CodeType
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 
 from langchain_core.runnables import Runnable
 from langgraph.types import RetryPolicy
 
 from perdure.durable.fingerprint import Arguments
 from perdure.durable.once import DEFAULT_RETRY, Call, idempotency_key, once, seconds
+from perdure.durable.transaction import current
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,7 +51,7 @@ class _Step:
       makes one. Needed for arguments that are no data, e.g. a client.
     - `retry`: a LangGraph RetryPolicy; 3 attempts after 0.5 s and 1 s by default, at most 60 s apart. Every
       exception is tried again unless the policy's `retry_on` says otherwise. A RetryableError sets its own
-      wait.
+      wait. Waits above 2 s suspend the run: the node is executed again from its top.
     - `timeout`: seconds (or timedelta) for one attempt; TimeoutError counts as a failed attempt. A function
       that is not async can't be stopped: its thread goes on in the background.
 
@@ -103,8 +106,52 @@ class _Step:
         """
         return idempotency_key()
 
+    @staticmethod
+    def transaction() -> AbstractAsyncContextManager[Any]:
+        """A transaction on perdure's database for effects that happen exactly once; gives the connection.
+
+        Example:
+            @step
+            async def book(account: str, amount: int) -> int:
+                async with step.transaction() as conn:  # a psycopg AsyncConnection
+                    await conn.execute("UPDATE accounts SET sum = sum - %s WHERE id = %s", (amount, account))
+                return amount
+
+        The transaction stays open when the block ends and commits when the step returns, together with the
+        step's result: after a crash either both are there or neither. So after the block only `return` makes
+        sense; what stands between them happens before the commit, and `conn` must not be used any more. An
+        error in the block, or in the step after it, rolls back and counts as a failed attempt, and so does a
+        commit that the database refuses; if the connection breaks in the middle of the commit, the server
+        tries the run again and looks whether it was committed.
+
+        One per step; functions that are not async can't have any. RuntimeError for a second one, outside of a
+        step, and where there is no perdure server.
+        """
+        return current("step.transaction()").transaction()
+
 
 step = _Step()
+
+
+class StepCall(NamedTuple):
+    """What is known of a step before it is called: how `saga` checks an undo when it is registered."""
+
+    name: str
+    arguments: Arguments
+
+
+def step_of(function: Any) -> StepCall | None:
+    """The step that `function` is; None for anything else, a @tool around a step too."""
+    return getattr(function, "__perdure_step__", None) if inspect.isfunction(function) else None
+
+
+def is_step_call(call: Any) -> bool:
+    """Whether `call` is a call of a step that has not been awaited."""
+    # All steps are the one function `run` below, each with its own closure.
+    return inspect.iscoroutine(call) and call.cr_code in _CODE
+
+
+_CODE: set[CodeType] = set()
 
 
 def _wrapped(
@@ -121,7 +168,6 @@ def _wrapped(
     arguments = Arguments(name, function)
     is_async = inspect.iscoroutinefunction(function)
 
-    @functools.wraps(function)
     async def run(*args: Any, **kwargs: Any) -> Any:
         async def execute() -> Any:
             if is_async:
@@ -133,4 +179,7 @@ def _wrapped(
         seen = arguments.fingerprint(args, kwargs) if given is None else ""
         return await once(Call(name, execute, seen, given, retry, timeout))
 
-    return run
+    _CODE.add(run.__code__)
+    wrapped = functools.wraps(function)(run)
+    wrapped.__dict__["__perdure_step__"] = StepCall(name, arguments)
+    return wrapped

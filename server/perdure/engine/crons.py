@@ -13,6 +13,7 @@ schedule, timezone, payload, next_run_date, metadata, on_run_completed, enabled,
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, LiteralString
 from uuid import UUID, uuid4
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-MAX_PER_SWEEP = 100  # the sweeper has other duties; the rest is due again in the next round
+SECONDS_PER_SWEEP = 0.5  # the sweeper has other duties; what is left is due again in its next round
 
 COLUMNS: LiteralString = (
     "cron_id, assistant_id, thread_id, user_id, end_time, schedule, timezone, payload, next_run_at AS next_run_date, "
@@ -295,13 +296,15 @@ THREAD_IS_FREE = "SELECT thread_id FROM threads WHERE thread_id = %(thread_id)s 
 
 
 async def fire_due(engine: Engine) -> int:
-    """Start the runs of the crons that are due, at most 100 a call; returns how many runs.
+    """Start the runs of the crons that are due, for about half a second a call; returns how many runs.
 
     Each cron has a transaction of its own, so one that cannot be fired does not hold up the rest.
     """
     fired = 0
     place: dict[str, Any] = {"at": datetime.min.replace(tzinfo=UTC), "cron_id": UUID(int=0)}
-    for _ in range(MAX_PER_SWEEP):
+    end = time.monotonic() + SECONDS_PER_SWEEP
+    while fired == 0 or time.monotonic() < end:
+        cron = None
         try:
             async with engine.pool.connection() as conn, conn.transaction():
                 cron = await (await conn.execute(NEXT_DUE, place)).fetchone()
@@ -312,7 +315,9 @@ async def fire_due(engine: Engine) -> int:
         except psycopg.OperationalError:
             raise
         except Exception:  # the edge of a background loop; nothing was stored, it stays due
-            log.exception("cron failed", cron_id=str(place["cron_id"]))
+            if cron is None:
+                raise
+            log.exception("cron failed", cron_id=str(cron["cron_id"]))
             continue
         if started is not None:
             run, published = started

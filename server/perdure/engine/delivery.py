@@ -10,6 +10,7 @@ every try, and a receiver that has seen it has seen this webhook.
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
 import threading
 import time
@@ -49,13 +50,14 @@ RETRY_INITIAL_SECONDS, RETRY_CAP_SECONDS = 5.0, 3600.0
 CONNECT_SECONDS = 5.0
 GRACE_SECONDS = 1.0  # for tries under way when the worker stops
 RESTART_SECONDS = 1.0
+MIN_SECRET_BYTES = 16
 GONE = 410  # the receiver wants no more of this
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
 class Deliveries(threading.Thread):
-    """Sends what is due until stopped. Raises ConfigError if the webhooks section cannot be used."""
+    """Sends what is due until stopped. Raises ConfigError if a header or secret cannot be used."""
 
     def __init__(self, settings: Settings, registry: Registry, dsn: str) -> None:
         super().__init__(name="perdure-webhooks", daemon=True)
@@ -63,6 +65,7 @@ class Deliveries(threading.Thread):
         self._registry = registry
         self._dsn = dsn
         self._headers = extra_headers(registry.config)
+        signers(settings)
         self._tasks: dict[asyncio.Task[None], str] = {}  # and the host that each is sending to
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Event | None = None
@@ -151,8 +154,7 @@ class Sender:
     def __init__(self, engine: Engine, headers: dict[str, str]) -> None:
         self._engine = engine
         self._headers = headers
-        secret = engine.settings.webhook_secret
-        self._keys = [Webhook(one) for one in secret.get_secret_value().split()] if secret else []
+        self._signers = signers(engine.settings)
         self._client = httpx.AsyncClient(
             transport=GuardedTransport(private=private_allowed(engine.registry.config)),
             timeout=httpx.Timeout(engine.settings.webhook_timeout_seconds, connect=CONNECT_SECONDS),
@@ -231,8 +233,9 @@ class Sender:
             "webhook-id": webhook_id,
             "webhook-timestamp": str(int(now.timestamp())),
         }
-        if self._keys:
-            headers["webhook-signature"] = " ".join(key.sign(webhook_id, now, body.decode()) for key in self._keys)
+        if self._signers:
+            text = body.decode()
+            headers["webhook-signature"] = " ".join(one.sign(webhook_id, now, text) for one in self._signers)
         return headers
 
     async def _payload(self, due: Due) -> dict[str, Any]:
@@ -267,6 +270,23 @@ class Sender:
 def backoff(attempt: int) -> float:
     """Seconds between this try (the first is 1) and the next."""
     return min(RETRY_CAP_SECONDS, RETRY_INITIAL_SECONDS * 2.0 ** min(attempt - 1, 30))
+
+
+def signers(settings: Settings) -> list[Webhook]:
+    """One for each secret that is set. Raises ConfigError, which does not show the secret."""
+    made: list[Webhook] = []
+    for secret in settings.webhook_secret.get_secret_value().split() if settings.webhook_secret else ():
+        text = secret.removeprefix("whsec_").rstrip("=")
+        try:
+            key = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+        except ValueError:
+            key = b""
+        if len(key) < MIN_SECRET_BYTES:
+            raise ConfigError(
+                f"PERDURE_WEBHOOK_SECRET must be whsec_ and base64 of at least {MIN_SECRET_BYTES} random bytes"
+            )
+        made.append(Webhook(key))
+    return made
 
 
 def extra_headers(config: dict[str, Any]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from uuid import UUID, uuid4
 import psycopg
 import structlog
 
-from perdure.engine import queue, sweeper
+from perdure.engine import loops, queue, sweeper
 from perdure.engine.core import Engine
 from perdure.engine.db import Conn, connect
 
@@ -55,7 +55,7 @@ class LeaseThread(threading.Thread):
         self._stopping = threading.Event()
 
     def run(self) -> None:
-        asyncio.run(self._run())
+        loops.run(self._run())
 
     def stop(self, timeout: float) -> None:
         """Hand all runs back and end; called from another thread, returns when it is done."""

@@ -20,7 +20,7 @@ import structlog
 from langgraph.store.postgres.aio import AsyncPostgresStore
 from psycopg_pool import PoolTimeout
 
-from perdure.engine import queue
+from perdure.engine import loops, queue
 from perdure.engine.attempt import Attempt, Workshop
 from perdure.engine.core import Engine
 from perdure.engine.db import open_pool
@@ -70,7 +70,7 @@ class Worker(threading.Thread):
         self._stopping = False
 
     def run(self) -> None:
-        asyncio.run(self._run())
+        loops.run(self._run())
 
     def start(self) -> None:
         """Start the threads; returns when the worker is registered and claims runs."""
