@@ -111,7 +111,7 @@ def targets(text: str) -> set[str]:
 
 def perdure_commands(text: str) -> set[str]:
     commands = "\n".join([*quoted(text), *blocks(text, "bash")])
-    return set(re.findall(r"(?:^|[\n/ ])perdure ([a-z]+)", commands))
+    return set(re.findall(r"(?:^|[\n/ ])(?<!from )perdure ([a-z]+)", commands))
 
 
 OWN_FILES = {"refund.py"}

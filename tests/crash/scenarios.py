@@ -14,7 +14,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, Send, interrupt
 from typing_extensions import TypedDict
 
-from perdure import ApprovalTimeout, TerminalError, approval, step
+from perdure import ApprovalTimeout, TerminalError, agent, approval, gather, limit, mailbox, race, saga, sleep, step
 
 
 def effect(name: str) -> None:
@@ -75,7 +75,7 @@ builder = StateGraph(State)
 builder.add_node("together", together)
 builder.add_edge(START, "together")
 builder.add_edge("together", END)
-gather = builder.compile()
+concurrent = builder.compile()
 
 
 # -- a fan-out with Send
@@ -244,3 +244,151 @@ builder.add_edge(START, "choose")
 builder.add_edge("red", END)
 builder.add_edge("blue", END)
 router = builder.compile()
+
+
+def single(function: Any, state: Any = State) -> Any:
+    """A graph of one node."""
+    builder = StateGraph(state)
+    builder.add_node(function.__name__, function)
+    builder.add_edge(START, function.__name__)
+    builder.add_edge(function.__name__, END)
+    return builder.compile()
+
+
+# -- waits that cost a row only
+
+
+async def nap(state: State) -> State:
+    before = await work("before nap")
+    await sleep(1.5)
+    return {"log": [before, await work("after nap")]}
+
+
+napping = single(nap)
+
+
+async def ask_children(state: State) -> State:
+    alone = await agent("sequential", {"log": ["child"]})
+    several = await gather(*(agent("small", {"log": [f"child {i}"]}) for i in range(3)))
+    return {"log": [*alone["log"], *(line for child in several for line in child["log"]), await work("parent")]}
+
+
+parent = single(ask_children)
+
+
+async def be_small(state: State) -> State:
+    return {"log": [await work(f"small {state['log'][0]}")]}
+
+
+small = single(be_small)
+
+
+async def run_race(state: State) -> State:
+    winner = await race(agent("small", {"log": ["quick"]}), agent("slow", {"log": ["slow"]}))
+    return {"log": [winner["log"][-1], await work("raced")]}
+
+
+racing = single(run_race)
+
+
+async def be_slow(state: State) -> State:
+    await sleep(600)
+    return {"log": [await work("slow one")]}
+
+
+slow = single(be_slow)
+
+
+async def ask_a_person(state: State) -> State:
+    answer = await agent("questions", {"log": ["child"]})
+    return {"answers": answer["answers"], "log": [await work("told")]}
+
+
+delegate = single(ask_a_person)
+
+
+# -- a saga
+
+
+@step
+async def undo(name: str) -> str:
+    effect(f"undo {name}")
+    await hold(f"undo {name}")
+    return f"undid {name}"
+
+
+@step
+async def fail_for_good() -> None:
+    effect("failed")
+    raise TerminalError("No car left")
+
+
+async def travel(state: State) -> State:
+    try:
+        async with saga() as trip:
+            for name in ("hotel", "flight"):
+                trip.undo(undo, name)
+                await work(name)
+            await fail_for_good()
+    except TerminalError as exc:
+        return {"log": [str(exc), await work("sorry")]}
+    return {}
+
+
+trip = single(travel)
+
+
+async def travel_slowly(state: State) -> State:
+    async with saga() as trip:
+        for name in ("hotel", "flight", "car"):
+            trip.undo(undo, name)
+            await work(name)
+    return {"log": ["booked"]}
+
+
+long_trip = single(travel_slowly)
+
+
+# -- an effect in the same database, exactly once
+
+
+@step
+async def count_in_database() -> int:
+    async with step.transaction() as conn:
+        row = await (await conn.execute("UPDATE counter SET n = n + 1 RETURNING n")).fetchone()
+    return row["n"]
+
+
+async def count(state: State) -> State:
+    return {"answers": [await count_in_database(), await count_in_database()]}
+
+
+counting = single(count)
+
+
+# -- one at a time, over the whole fleet
+
+
+async def one_at_a_time(state: State) -> State:
+    async with limit("door", 1):
+        effect("in")
+        done = await work(state["log"][0])
+        effect("out")
+    return {"log": [done]}
+
+
+limited = single(one_at_a_time)
+
+
+# -- messages to a running run
+
+
+async def listen(state: State) -> State:
+    heard = []
+    for turn in range(3):
+        await work(f"turn {turn}")
+        heard += await mailbox()
+    return {"answers": heard}
+
+
+listening = single(listen)

@@ -90,6 +90,36 @@ async def queued(fleet: Fleet) -> Any:
     return await fleet.finish(thread, last)
 
 
+async def counted(fleet: Fleet) -> Any:
+    async with fleet.engine.pool.connection() as conn:
+        await conn.execute("CREATE TABLE IF NOT EXISTS counter (n integer)")
+        await conn.execute("TRUNCATE counter")
+        await conn.execute("INSERT INTO counter VALUES (0)")
+    values = await fleet.finish(*await fleet.start("counting", input={"log": ["in"]}))
+    assert await fleet.rows("SELECT n FROM counter") == [{"n": 2}], "a transactional effect happens exactly once"
+    return values
+
+
+async def interrupted_saga(fleet: Fleet) -> Any:
+    """New input cancels a run whose saga is open: its undos come first."""
+    hold = fleet.hold("car")
+    thread, _ = await fleet.start("long_trip", input={"log": ["in"]})
+    await fleet.until("car")
+    thread, run = await fleet.start("long_trip", thread, input={"log": ["new"]}, multitask_strategy="interrupt")
+    await fleet.until("undo hotel")
+    hold.unlink()
+    return await fleet.finish(thread, run)
+
+
+async def rolled_back(fleet: Fleet) -> Any:
+    hold = fleet.hold("b")
+    thread, _ = await fleet.start("sequential", input={"log": ["in"]})
+    await fleet.until("b")
+    thread, run = await fleet.start("sequential", thread, input={"log": ["new"]}, multitask_strategy="rollback")
+    hold.unlink()
+    return await fleet.finish(thread, run)
+
+
 SCENARIOS: dict[str, Drive] = {
     "sequential steps": plain("sequential"),
     "gather": plain("gather"),
@@ -103,6 +133,13 @@ SCENARIOS: dict[str, Drive] = {
     "command": commanded,
     "fork from a checkpoint": forked,
     "two runs in a queue": queued,
+    "suspended sleep": plain("napping"),
+    "child runs": plain("parent"),
+    "race": plain("racing"),
+    "saga rollback": plain("trip"),
+    "step transaction": counted,
+    "multitask interrupt with a saga": interrupted_saga,
+    "multitask rollback": rolled_back,
 }
 
 

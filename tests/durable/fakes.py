@@ -43,13 +43,13 @@ class FakeTransaction:
 
 
 class FakeJournal:
-    """Rows survive `restart()`, which of them were taken does not. Values go through the serializer.
+    """Rows survive `restart()`, which calls were made does not. Values go through the serializer.
 
     The process dies before the `die_in`-th next call that changes anything, `save` or another.
     """
 
     def __init__(self) -> None:
-        self.rows: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+        self.rows: dict[tuple[str, str], dict[tuple[str, int], dict[str, Any]]] = {}
         self.saves: list[dict[str, Any]] = []
         self.die_at_save = False
         self.die_in: int | None = None
@@ -63,11 +63,15 @@ class FakeJournal:
         self.inbox: list[Any] = []
         self.database: list[Any] = []
         self.commit_error: Exception | None = None
-        self._taken: set[tuple[str, int, str, int]] = set()
+        self._made: dict[tuple[str, int], Counter[Any]] = {}
+        self._call: dict[Any, int] = {}
+        self._in_flight: set[Any] = set()
+        self._overlapped: set[Any] = set()
         self._serde = JsonPlusSerializer(allowed_msgpack_modules=None)
 
     def restart(self) -> "FakeJournal":
-        self._taken.clear()
+        for marks in (self._made, self._call, self._in_flight, self._overlapped):
+            marks.clear()
         self.waits.clear()
         self.places.clear()
         return self
@@ -151,32 +155,43 @@ class FakeJournal:
         return {"configurable": {"thread_id": thread_id, "__perdure_journal": self, **configurable}}
 
     def named(self, name: str) -> list[dict[str, Any]]:
-        return [row for (_, called), rows in self.rows.items() if called == name for _, row in sorted(rows.items())]
+        return [row for (_, called), rows in self.rows.items() if called == name for row in rows.values()]
 
     async def find(self, scope: str, visit: int, name: str, key: str | None, fingerprint: str) -> Found:
+        """As the engine: calls of one name and identity are told apart by their order."""
         assert scope, "every step of these tests stands in a node"
-        rows = self.rows.get((scope, name), {})
-        free = [n for n in sorted(rows) if (scope, visit, name, n) not in self._taken]
-        for n in free:
-            row = rows[n]
-            if row["key"] == key and (key is not None or row["fingerprint"] == fingerprint):
-                self._taken.add((scope, visit, name, n))
-                value = self._serde.loads_typed(row["stored"]) if row["stored"] else None
-                return cast("Found", {**row, "n": n, "value": value, "attempts": list(row["attempts"])})
-        numbers = (n for n in itertools.count() if n not in rows and (scope, visit, name, n) not in self._taken)
-        n = next(numbers)
-        if any(free_n < n for free_n in free):
-            raise StepMismatch(f"Step '{name}' was called with other arguments than before")
-        self._taken.add((scope, visit, name, n))
-        return Found(n=n, status="new", value=None, error=None, attempts=[], next_at=None)
+        identity, rows = fingerprint if key is None else key, self.rows.get((scope, name), {})
+        made = self._made.setdefault((scope, visit), Counter())
+        n, call = made[name, identity], made[name]
+        made.update([(name, identity), name])
+        row = rows.get((identity, n))
+        if row is None:
+            if key is None and not self._in_flight:
+                for (other, m), earlier in rows.items():
+                    alone = earlier["status"] == "done" and earlier["key"] is None and not earlier["overlapped"]
+                    if alone and earlier["call"] == call and made[name, other] <= m:
+                        raise StepMismatch(f"Step '{name}' was called with other arguments than before")
+            row = {"status": "new", "stored": None, "error": None, "attempts": [], "next_at": None, "call": call}
+        if row["status"] in ("new", "retrying"):
+            self._in_flight.add((scope, name, identity, n))
+            if len(self._in_flight) > 1:
+                self._overlapped |= self._in_flight
+        self._call[scope, name, identity, n] = row["call"]
+        value = self._serde.loads_typed(row["stored"]) if row["stored"] else None
+        return cast("Found", {**row, "n": n, "value": value, "attempts": list(row["attempts"])})
 
     async def save(self, scope: str, visit: int, name: str, n: int, **fields: Any) -> None:
         if self.die_at_save:
             raise Killed
         self._acts()
-        stored = self._serde.dumps_typed(fields["value"]) if fields["status"] == "done" else None
-        row = {"error": None, "next_at": None, **fields, "stored": stored}
-        self.rows.setdefault((scope, name), {})[n] = row
+        stored = self._serde.dumps_typed(fields["value"]) if fields["status"] == "done" and "value" in fields else None
+        identity = fields["fingerprint"] if fields["key"] is None else fields["key"]
+        place = (scope, name, identity, n)
+        if fields["status"] != "retrying":
+            self._in_flight.discard(place)
+        known = {"call": self._call.get(place, 0), "overlapped": place in self._overlapped}
+        row = {"error": None, "next_at": None, "attempts": [], **fields, **known, "stored": stored}
+        self.rows.setdefault((scope, name), {})[identity, n] = row
         self.saves.append({"name": name, "n": n, "visit": visit, **fields})
 
 

@@ -26,7 +26,12 @@ async def test_child_is_started_once_and_its_output_comes_back():
     bench.journal.outcomes.clear()
     assert [child["agent"] for child in bench.journal.children.values()] == ["helper"]
     assert next(iter(bench.journal.children.values())) | {"run_id": ""} == {
-        "agent": "helper", "input": {"q": 1}, "key": "k", "delay": 0.0, "bound": True, "run_id": "",
+        "agent": "helper",
+        "input": {"q": 1},
+        "key": "k",
+        "delay": 0.0,
+        "bound": True,
+        "run_id": "",
     }
 
 

@@ -50,10 +50,7 @@ async def test_gather_starts_all_children_and_suspends_once():
     assert bench.journal.waits == ["run-0", "run-2"]
     bench.journal.end(0, "a")
     bench.journal.end(2, "c")
-    for _ in range(20):
-        assert await bench.run(three) == ["a", "b", "c"]
-        bench._begun = False
-        break
+    assert await bench.run(three) == ["a", "b", "c"]
     assert [child["input"]["n"] for child in bench.journal.children.values()] == [0, 1, 2]
 
 
@@ -93,7 +90,7 @@ async def test_gather_runs_steps_concurrently_and_repeats_none():
     bench = Bench()
     with pytest.raises(RuntimeError):
         await bench.run(node)
-    assert ran == [1, 2, 1, "crash"] or ran == [2, 1, 1, "crash"] or sorted(ran[:3]) == [1, 1, 2]
+    assert sorted(ran[:3]) == [1, 1, 2]
     assert await bench.run(node) == [1, 2, 1]
     assert len(ran) == 4
 

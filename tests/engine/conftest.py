@@ -5,7 +5,8 @@ comes back. One database per file, emptied before each test; time passes by agei
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -210,8 +211,7 @@ class Lab:
 
         attempt._settle = dead
         await self.play(attempt)
-        while group._task is not None:  # what was sent before it died arrives
-            await asyncio.sleep(0.001)
+        await self.until(lambda: group._task is None)  # what was sent before it died arrives
         assert await self.release(worker_id=self.worker_id)
         return group.died
 
@@ -223,6 +223,15 @@ class Lab:
 
     async def retries_are_due(self) -> None:
         await self.execute("UPDATE runs SET ready_at = now() WHERE ready_at > now()")
+
+    async def until(self, holds: Callable[[], Any]) -> None:
+        """Wait until a condition holds, at most ten seconds."""
+        async with asyncio.timeout(10):
+            while True:
+                found = holds()
+                if await found if inspect.isawaitable(found) else found:
+                    return
+                await asyncio.sleep(0.005)
 
     async def fence_off(self, thread_id: UUID) -> None:
         await self.execute("UPDATE threads SET fence = fence + 1 WHERE thread_id = %(id)s", id=thread_id)

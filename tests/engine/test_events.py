@@ -195,13 +195,11 @@ async def test_thread_is_followed_over_several_runs(lab, elsewhere):
         await lab.enqueue(thread, {"log": []})
         await lab.work()
     last = (await lab.thread_row(thread))["event_seq"]
-    async with asyncio.timeout(5):
-        while any(len(numbers) < last for numbers in seen.values()):
-            await asyncio.sleep(0.01)
+    await lab.until(lambda: all(len(numbers) >= last for numbers in seen.values()))
     for reader in readers:
         reader.cancel()
     await asyncio.gather(*readers, return_exceptions=True)
-    assert seen == dict.fromkeys(seen, list(range(1, last + 1)))
+    assert seen == {name: list(range(1, last + 1)) for name in seen}
 
 
 async def test_thread_is_followed_from_now_on_by_default(lab):
@@ -400,9 +398,7 @@ async def test_first_frame_after_silence_goes_at_once_and_those_made_meanwhile_g
     await asyncio.sleep(0)
     for n in range(1, 4):
         box.add(Frame.of("custom", n))
-    async with asyncio.timeout(5):
-        while not await lab.rows(written):
-            await asyncio.sleep(0.005)
+    await lab.until(lambda: lab.rows(written))
     await asyncio.sleep(0.05)
     assert len(await lab.rows(written)) == 1
     assert [frame.data for frame in await box.close()] == [b"1", b"2", b"3"]
@@ -422,7 +418,7 @@ async def test_stale_owner_appends_no_event_and_is_told_to_stop(lab):
 
 async def test_frames_after_a_lost_flush_are_not_lost_in_silence(lab):
     """The database was away for a moment: either the attempt learns of it, or its later frames are written."""
-    thread, run = await claimed(lab)
+    _, run = await claimed(lab)
 
     class Flaky(GroupCommit):
         broken = True

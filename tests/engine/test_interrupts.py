@@ -192,8 +192,8 @@ async def test_command_that_names_one_closed_question_answers_none(lab):
     await interrupts.resolve(lab.engine, left["token"], "L")
     await lab.work()
     before = await lab.everything()
+    answers = {right["interrupt_id"]: "R", left["interrupt_id"]: "again"}
     with pytest.raises(QuestionClosed):
-        answers = {right["interrupt_id"]: "R", left["interrupt_id"]: "again"}
         await lab.enqueue(thread, assistant="pair", command={"resume": answers})
     with pytest.raises(QuestionClosed):
         await lab.enqueue(thread, assistant="pair", command={"resume": {"f" * 32: "unknown"}})
@@ -305,13 +305,13 @@ async def test_answer_of_a_timeout_may_be_given_by_a_deadline_only(lab, way):
     thread, (question,) = await ask(lab, deadline=FUTURE)
     before = await lab.everything()
     answer = {"__timeout__": FUTURE}
+    given = {question["interrupt_id"]: answer} if way == "id" else answer
+    by_token = interrupts.resolve(lab.engine, question["token"], answer)
+    by_command = lab.enqueue(thread, command={"resume": given})
+    call, unused = (by_token, by_command) if way == "token" else (by_command, by_token)
+    unused.close()
     with pytest.raises(InvalidInput, match="reserved"):
-        if way == "token":
-            await interrupts.resolve(lab.engine, question["token"], answer)
-        else:
-            await lab.enqueue(
-                thread, command={"resume": answer if way == "plain" else {question["interrupt_id"]: answer}}
-            )
+        await call
     assert await lab.everything() == before
 
 

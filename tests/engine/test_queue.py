@@ -223,9 +223,7 @@ async def test_release_leaves_a_run_alone_that_was_claimed_anew_meanwhile(lab):
             await conn.execute("SELECT 1 FROM threads FOR UPDATE")
             late = asyncio.create_task(queue.release(slow, worker_id=None, lost=True, **POLICY))
             waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-            async with asyncio.timeout(5):
-                while not await lab.rows(waiting):
-                    await asyncio.sleep(0.01)
+            await lab.until(lambda: lab.rows(waiting))
             # released and claimed by others in one moment
             await conn.execute("UPDATE threads SET fence = fence + 2")
             await conn.execute("UPDATE runs SET worker_id = %s, lease_until = now() + interval '1 min'", [other])

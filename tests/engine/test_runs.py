@@ -310,8 +310,11 @@ async def test_cancel_and_the_end_of_the_run_at_the_same_time_leave_one_of_them(
         run = await lab.enqueue(thread, {"log": []})
         attempt = lab.attempt(await lab.claim_one())
         task = asyncio.create_task(lab.play(attempt))
-        while (await lab.events(run))[-1]["event"] != "values":
-            await asyncio.sleep(0.001)
+        await lab.until(
+            lambda run=run: lab.rows(
+                "SELECT 1 FROM run_events WHERE event = 'values' AND run_id = %(id)s", id=run["run_id"]
+            )
+        )
         ends = await asyncio.gather(runs.cancel(lab.engine, thread, run["run_id"]), task, return_exceptions=True)
         status = (await lab.run(run))["status"]
         assert status == ("interrupted" if ends[0] is None else "success")

@@ -6,7 +6,8 @@
      └─ RetryableError      retryable = True: try again, perhaps after a while
 
 Any other exception that leaves a `@step` counts as retryable; raised outside of a step it ends the run as in
-LangGraph. Whoever runs the graph looks at the attribute `retryable` only, never at these classes.
+LangGraph. Whoever runs the graph looks at the attribute `retryable` only, never at these classes. What the
+words themselves raise to leave a node stands in `suspend.py`.
 """
 
 

@@ -121,8 +121,6 @@ async def _race_agents(place: Place, calls: Sequence[AgentCall], winner: int | N
 
 async def _started(place: Place, calls: Sequence[AgentCall]) -> list[Child | Exception]:
     """The children, all started, one after the other; the error instead of one that can't be."""
-    for call in calls:
-        call.close()
     children: list[Child | Exception] = []
     for call in calls:
         try:
@@ -189,6 +187,9 @@ async def _replayed(calls: Sequence[Coroutine[Any, Any, Any]], winner: int) -> A
 
 def _are_agents(word: str, calls: Sequence[Awaitable[Any]]) -> bool:
     """Whether the calls are of agents by name; False: they run in this process. TypeError for a mixture."""
+    for call in calls:
+        if isinstance(call, AgentCall):
+            call.close()  # it is in good hands
     kinds = {_kind(call) for call in calls}
     graphs_on_server = word == "race" and "graphs" in kinds and here().journal is not None
     if len(kinds) <= 1 and "other" not in kinds and not graphs_on_server:
