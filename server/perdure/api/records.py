@@ -139,6 +139,28 @@ class Question(BaseModel):
     answered_by: str | None
 
 
+class Item(BaseModel):
+    """An item of the store."""
+
+    namespace: list[str]
+    key: str
+    value: dict[str, Any]
+    created_at: datetime
+    updated_at: datetime
+
+
+class FoundItem(Item):
+    score: float | None = None
+
+
+class Items(BaseModel):
+    items: list[FoundItem]
+
+
+class Namespaces(BaseModel):
+    namespaces: list[list[str]]
+
+
 class Asking(BaseModel):
     """A call that waits for a person now."""
 

@@ -413,3 +413,34 @@ class BulkCancel(Body):
 
 class Rejection(Body):
     reason: Text | None = None
+
+
+Labels = list[str]
+
+
+class ItemDelete(Body):
+    namespace: Labels
+    key: str
+
+
+class ItemPut(ItemDelete):
+    value: JsonObject
+    index: list[str] | bool | None = None
+    ttl: Annotated[float, Field(ge=0, le=MAX_DELAY_SECONDS / 60)] | None = None
+
+
+class ItemSearch(Body):
+    namespace_prefix: Labels = []
+    filter: JsonObject = {}
+    query: str | None = None
+    limit: Limit = 10
+    offset: Offset = 0
+    refresh_ttl: bool | None = None
+
+
+class NamespaceSearch(Body):
+    prefix: Labels = []
+    suffix: Labels = []
+    max_depth: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    limit: Limit = 100
+    offset: Offset = 0

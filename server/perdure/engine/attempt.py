@@ -59,13 +59,14 @@ class Attempt:
         self.shop = shop
         self.run = run
         self.lost = False
+        self._broken: BaseException | None = None
         self._task: asyncio.Task[None] | None = None
         self._saver = FencedSaver(shop.engine.pool, shop.group, run.thread_id, run.fence)
         self._journal = Journal(shop.engine, shop.group, run)
         self._outbox = Outbox(
             *(shop.group, shop.hub, run.thread_id, run.run_id, run.fence),
             flush_seconds=shop.engine.settings.event_flush_ms / 1000,
-            on_lost=self.stop,
+            on_broken=self._break_off,
         )
         self._log = log.bind(run_id=str(run.run_id), thread_id=str(run.thread_id), attempt=run.attempt)
 
@@ -73,6 +74,14 @@ class Attempt:
         """The run has another owner: stop executing it."""
         self.lost = True
         if self._task is not None:
+            self._task.cancel()
+
+    def _break_off(self, error: BaseException) -> None:
+        """Events cannot be written any more: the run is lost, or it is tried again."""
+        if isinstance(error, LeaseLost):
+            self.stop()
+        elif self._task is not None and not self.lost:
+            self._broken = error
             self._task.cancel()
 
     async def execute(self) -> None:
@@ -86,6 +95,8 @@ class Attempt:
             if isinstance(exc, asyncio.CancelledError) and not self.lost:
                 raise
             ended = "lost"
+        finally:
+            self.shop.group.forget(self.run.thread_id)
         self._log.info(ended, seconds=round(time.monotonic() - started, 3))
 
     async def _execute(self) -> str:
@@ -93,13 +104,21 @@ class Attempt:
         self._outbox.add(Frame.of("metadata", {"run_id": run.run_id, "attempt": run.attempt}))
         running = {"event": "running", "graph_name": run.graph_id, "attempt": run.attempt}
         self._outbox.add(Frame.of("lifecycle", running))
+        waits = stopped = False
         try:
             stopped = await self._run_graph()
-        except Exception as exc:  # the edge of one attempt: every failure becomes the run's
-            if not _suspends(exc):
+        except asyncio.CancelledError:
+            if not isinstance(self._broken, Exception) or self.lost:
+                raise
+            cast("asyncio.Task[None]", self._task).uncancel()
+            return await self._fail(self._broken)
+        except BaseException as exc:  # the edge of one attempt: every failure becomes the run's
+            waits = _suspends(exc)
+            if not waits:
+                if not isinstance(exc, Exception):
+                    raise
                 return await self._fail(exc)
-            stopped = False
-        if self._journal.waits:
+        if self._journal.waits and (waits or self._saver.asked or run.cancelling):
             return await self._suspend()
         if run.cancelling:
             return await self._end_cancelled()
@@ -238,6 +257,8 @@ class Attempt:
         frames = [Frame.of("lifecycle", last)]
         status = "interrupted" if asked or stopped else "idle"
 
+        opened: list[dict[str, Any]] = []
+
         async def commit(left: list[Frame]) -> None:
             run = self.run
             async with self.shop.engine.pool.connection() as conn, conn.transaction():
@@ -251,12 +272,14 @@ class Attempt:
                     interrupts=asked,
                 )
                 await queue.end_run(conn, run.thread_id, run.run_id, "success", None)
-                await interrupts.record(conn, run, questions)
+                opened[:] = await interrupts.record(conn, run, questions)
                 published = await queue.events.append(conn, run.thread_id, run.run_id, [*left, *frames])
                 await queue.promote(conn, run.thread_id)
             self._publish(published)
 
         await self._settle(commit)
+        for question in opened:
+            self._log.info("question", token=question["token"], deadline=question["deadline"])
         return "interrupted" if asked else "finished"
 
     async def _suspend(self) -> str:
@@ -298,8 +321,9 @@ class Attempt:
     async def _fail(self, exc: Exception) -> str:
         settings = self.shop.engine.settings
         run = self.run
-        error: dict[str, Any] = {"error": type(exc).__name__, "message": str(exc)}
-        retryable = getattr(exc, "retryable", None) is True
+        error: dict[str, Any] = {"error": type(exc).__name__, "message": _text(exc)}
+        # a lost database is worth another attempt, whoever noticed it: the store of the graph, or its code
+        retryable = getattr(exc, "retryable", isinstance(exc, psycopg.OperationalError)) is True
         paused = retryable and run.failures + 1 >= settings.max_attempts
         error_status = getattr(exc, "status", None)
         if isinstance(error_status, int):
@@ -355,17 +379,22 @@ class Attempt:
         When a commit's outcome is unknown, the next try finds a changed fence if it had
         succeeded: LeaseLost.
         """
-        try:
-            left = await self._outbox.close()
-        except Exception as exc:  # the last frames are lost, which is no reason to lose the run's end
-            self._log.warning("events lost", error=str(exc))
-            left = []
+        left: list[Frame] | None = None
         while True:
             try:
+                left = await self._outbox.close(self.shop.engine.pool) if left is None else left
                 return await commit(left)
             except (psycopg.OperationalError, PoolTimeout) as exc:
                 self._log.warning("cannot end the attempt, trying again", error=str(exc).strip())
             await asyncio.sleep(RECOMMIT_SECONDS)
+
+
+def _text(exc: BaseException) -> str:
+    """The text of any exception, also of one that cannot be printed."""
+    try:
+        return str(exc)
+    except Exception:  # author code
+        return f"{type(exc).__name__} without a text"
 
 
 def _suspends(exc: BaseException) -> bool:

@@ -69,14 +69,15 @@ async def connect(dsn: str) -> Conn:
 
 def jsonb(value: Any) -> Jsonb:
     """A JSONB parameter for anything; characters that PostgreSQL cannot store (NUL) are dropped."""
-    return Jsonb(value, dumps=_storable)
+    return Jsonb(value, dumps=storable)
 
 
 # an escaped NUL, not the text of one: an odd number of backslashes before the u
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 
-def _storable(value: Any) -> str:
+def storable(value: Any) -> str:
+    """JSON text that JSONB takes."""
     text = dumps(value).decode()
     while "\\u0000" in text:
         text, dropped = _NUL.subn(r"\1", text)

@@ -17,6 +17,8 @@ from __future__ import annotations
 class EngineError(Exception):
     """A request that the engine refuses; the text is meant for a person."""
 
+    retryable = False
+
 
 class NotFound(EngineError):
     """Something that the request names does not exist."""

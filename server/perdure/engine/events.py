@@ -15,14 +15,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from uuid import UUID
 
 import orjson
 
 from perdure.engine import state
-from perdure.engine.db import Conn
-from perdure.engine.errors import LeaseLost, RunNotFound, ThreadNotFound
+from perdure.engine.db import Conn, Pool
+from perdure.engine.errors import RunNotFound, StorageError, ThreadNotFound
 from perdure.engine.groupcommit import GroupCommit, Write
 from perdure.engine.hub import Event, Hub, Subscription
 from perdure.engine.jsonable import dumps
@@ -108,9 +108,9 @@ class Outbox:
         fence: int,
         *,
         flush_seconds: float,
-        on_lost: Callable[[], None],
+        on_broken: Callable[[BaseException], None],
     ) -> None:
-        self._on_lost = on_lost  # called once when the fence shows that the run has another owner
+        self._on_broken = on_broken  # called once when no frame can be written any more
         self._group = group
         self._hub = hub
         self._thread_id = thread_id
@@ -118,49 +118,79 @@ class Outbox:
         self._fence = fence
         self._flush_seconds = flush_seconds
         self._frames: list[tuple[int, Frame]] = []
+        self._sending: list[tuple[int, Frame]] = []
+        self._last_seq = 0
         self._task: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
 
     def add(self, frame: Frame) -> None:
-        """Queue a frame. Events that cannot be written any more show in `close`."""
+        """Queue a frame."""
         self._frames.append((time.time_ns() // 1_000_000, frame))
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name=f"outbox {self._run_id}")
-            self._task.add_done_callback(self._broken)
+            self._task.add_done_callback(self._done)
 
-    def _broken(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and isinstance(task.exception(), LeaseLost):
-            self._on_lost()
+    async def close(self, pool: Pool) -> list[Frame]:
+        """Wait for what is under way; returns the frames that are not stored, for the transaction that ends
+        the attempt.
 
-    async def close(self) -> list[Frame]:
-        """Wait for what is under way; returns the frames left, for the transaction that ends the attempt.
-
-        Raises what stopped the writing: LeaseLost or a database error.
+        When the database was lost under a batch, nobody told whether it was stored: this looks.
+        Raises LeaseLost, and psycopg.OperationalError while the database cannot be reached.
         """
         self._closing.set()
+        if self._task is not None:
+            try:
+                await self._task
+            except StorageError:
+                async with pool.connection() as conn:
+                    keys = {"thread_id": self._thread_id, "run_id": self._run_id, "after": self._last_seq}
+                    row = await (
+                        await conn.execute(STORED_AFTER, {**keys, "data": self._sending[0][1].stored()[0]})
+                    ).fetchone()
+                if row is None:
+                    self._frames[:0] = self._sending
+                self._sending, self._task = [], None
         left = [frame for _, frame in self._frames]
         self._frames.clear()
-        if self._task is not None:
-            await self._task
         return left
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._on_broken(error)
+        elif self._task is task:
+            self._task = None
 
     async def _run(self) -> None:
         while self._frames:
             await self._flush()
+            if self._frames and self._closing.is_set():
+                return  # they go with the end of the attempt
             if self._frames:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._closing.wait(), self._flush_seconds)
         self._task = None
 
     async def _flush(self) -> None:
-        frames, self._frames = self._frames, []
-        rows = [(self._run_id, ms, frame.event, *frame.stored()) for ms, frame in frames]
+        self._sending, self._frames = self._frames, []
+        rows = [(self._run_id, ms, frame.event, *frame.stored()) for ms, frame in self._sending]
         size = sum(len(row[3] or "") for row in rows)
         base = await self._group.submit(Write(self._thread_id, self._fence, events=rows, size=size))
+        self._last_seq = base + len(rows)
         if self._hub is not None:
-            numbered = enumerate(frames, base + 1)
+            numbered = enumerate(self._sending, base + 1)
             events = [Event(seq, ms, self._run_id, frame.event, frame.data) for seq, (ms, frame) in numbered]
             self._hub.publish(self._thread_id, events)
+        self._sending = []
+
+
+# The first batch of an attempt begins with its `metadata` frame, which names run and attempt.
+STORED_AFTER = """
+SELECT seq FROM run_events
+ WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s AND seq > %(after)s
+   AND (%(after)s > 0 OR (event = 'metadata' AND data = %(data)s))
+ LIMIT 1
+"""
 
 
 def _interrupt_only(data: bytes) -> str | None:
@@ -244,13 +274,23 @@ async def _tail(
         if reader.must_read or (live and live[0].seq > last + 1):
             reader.must_read = False
             looked_at = time.monotonic()
+            news = False
             async for event in _stored(engine, thread_id, last):
+                news = True
                 last = event.seq
                 if run_id is None or event.run_id == run_id:
                     silent_since = time.monotonic()
                     yield event
                     if _ends(event, run_id):
                         return
+            if not news and not live and not ended:  # poked for nothing: has it all been deleted?
+                try:
+                    ended = await _gone_or_ended(engine, thread_id, run_id)
+                except (RunNotFound, ThreadNotFound):
+                    return
+                if ended:
+                    reader.must_read = True  # its last events have come since
+                    continue
         for event in live:
             if event.seq > last + 1:
                 reader.must_read = True
@@ -273,13 +313,14 @@ async def _tail(
         yield None
         if time.monotonic() - looked_at >= POLL_SECONDS:
             reader.must_read = True
-            try:
-                if run_id is None:
-                    await position(engine, thread_id)
-                else:
-                    ended = (await _run_position(engine, thread_id, run_id))[1]
-            except (RunNotFound, ThreadNotFound):
-                return
+
+
+async def _gone_or_ended(engine: Engine, thread_id: UUID, run_id: UUID | None) -> bool:
+    """Whether the run has ended. Raises RunNotFound or ThreadNotFound when there is nothing to follow any more."""
+    if run_id is None:
+        await position(engine, thread_id)
+        return False
+    return (await _run_position(engine, thread_id, run_id))[1]
 
 
 STORED = """
@@ -302,8 +343,8 @@ async def _stored(engine: Engine, thread_id: UUID, after: int) -> AsyncIterator[
             if row["checkpoint_id"]:
                 snapshot = await state.read(engine, thread_id, checkpoint_id=row["checkpoint_id"])
                 extra: dict[str, Any] = orjson.loads(data)
-                stored: dict[str, Any] = snapshot["values"] or {}
-                data = dumps({**stored, **extra})
+                stored: Any = snapshot["values"]
+                data = dumps({**cast("dict[str, Any]", stored), **extra} if isinstance(stored, dict) else stored)
             after = row["seq"]
             yield Event(row["seq"], row["ms"], row["run_id"], row["event"], data)
         if len(rows) < PAGE:

@@ -158,6 +158,7 @@ class GroupCommit:
         self._queue: deque[Write] = deque()
         self._task: asyncio.Task[None] | None = None
         self._newest: dict[UUID, asyncio.Future[int]] = {}
+        self._broken: dict[UUID, int] = {}  # threads whose owner with that fence has lost a write
 
     async def barrier(self, thread_id: UUID) -> None:
         """Wait until everything that was submitted for this thread is durable. Raises as `submit` does."""
@@ -179,12 +180,19 @@ class GroupCommit:
     def enqueue(self, write: Write) -> asyncio.Future[int]:
         """Queue a write; the future ends as `submit` does."""
         write.done = asyncio.get_running_loop().create_future()
+        if self._broken.get(write.thread_id) == write.fence:
+            _settle(write, StorageError("An earlier write of this attempt was lost"))
+            return write.done
         self._queue.append(write)
         self._newest[write.thread_id] = write.done
         write.done.add_done_callback(lambda done: self._forget(write.thread_id, done))
         if self._task is None:
             self._task = asyncio.create_task(self._drain(), name="group-commit")
         return write.done
+
+    def forget(self, thread_id: UUID) -> None:
+        """An attempt on this thread has ended."""
+        self._broken.pop(thread_id, None)
 
     def _forget(self, thread_id: UUID, done: asyncio.Future[int]) -> None:
         if self._newest.get(thread_id) is done:
@@ -196,11 +204,8 @@ class GroupCommit:
             group = self._take()
             try:
                 await self._commit(group)
-            except psycopg.Error as exc:
-                await self._fail_or_split(group, exc)
             except Exception as exc:  # the edge of a background loop: its callers get the error
-                for write in group:
-                    _settle(write, exc)
+                await self._fail_or_split(group, exc)
         self._task = None
 
     def _take(self) -> list[Write]:
@@ -216,21 +221,24 @@ class GroupCommit:
             size += write.size
         return group
 
-    async def _fail_or_split(self, group: list[Write], exc: psycopg.Error) -> None:
+    async def _fail_or_split(self, group: list[Write], exc: Exception) -> None:
         """A row the database refuses fails its own write only; a lost database fails them all.
 
         After a lost connection nobody knows whether the group was committed: its runs are
-        retried, and find what there is.
+        retried and find what there is; until then their owners write nothing more.
         """
-        if len(group) == 1 or isinstance(exc, psycopg.OperationalError):
+        lost = isinstance(exc, psycopg.OperationalError)
+        if lost or len(group) == 1:
             for write in group:
+                if lost:
+                    self._broken[write.thread_id] = write.fence
                 _settle(write, _named(exc))
             return
         for write in group:
             try:
                 await self._commit([write])
-            except psycopg.Error as own:
-                _settle(write, _named(own))
+            except Exception as own:  # as above
+                await self._fail_or_split([write], own)
 
     async def _commit(self, group: list[Write]) -> None:
         fences: dict[UUID, int] = {}
@@ -247,7 +255,7 @@ class GroupCommit:
                 identity = IDENTITY[kind]
                 for row in getattr(write, kind):
                     full = (thread, *row)
-                    if kind == "writes" and row[4] >= 0:
+                    if kind == "blobs" or (kind == "writes" and row[4] >= 0):
                         rows[kind].setdefault(_identity(kind, full, identity), full)
                     else:
                         rows[kind][_identity(kind, full, identity)] = full
@@ -278,7 +286,7 @@ def _identity(kind: str, row: Row, length: int) -> Row:
     return (*row[:4], row[5]) if kind == "writes" else row[:length]
 
 
-def _named(exc: psycopg.Error) -> Exception:
+def _named(exc: Exception) -> Exception:
     """A lost database is worth another attempt; refused rows are not."""
     if isinstance(exc, psycopg.OperationalError):
         named = StorageError(f"The database could not be reached: {str(exc).strip()}")

@@ -15,17 +15,20 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, LiteralString, cast
 from uuid import UUID
 
+import structlog
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import RESUME
 
 from perdure.engine.db import Conn, jsonb
-from perdure.engine.errors import InvalidInput, QuestionClosed, QuestionNotFound
+from perdure.engine.errors import EngineError, InvalidInput, QuestionClosed, QuestionNotFound, ThreadNotFound
 from perdure.engine.saver import Question
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine
     from perdure.engine.queue import Claimed
+
+log = structlog.get_logger(__name__)
 
 TIMEOUT = "__timeout__"  # key of the answer that a passed deadline gives; nobody else may send it
 STATUSES = ("open", "answered", "rejected", "timed_out", "superseded")
@@ -39,6 +42,7 @@ INSERT INTO interrupts (thread_id, checkpoint_id, task_id, n, checkpoint_ns, int
 VALUES (%(thread_id)s, %(checkpoint_id)s, %(task_id)s, %(n)s, %(checkpoint_ns)s, %(interrupt_id)s, %(run_id)s,
         %(graph_id)s, %(assistant_id)s, %(token)s, %(question)s, %(deadline)s)
 ON CONFLICT (thread_id, checkpoint_id, task_id, n) DO NOTHING
+RETURNING token, deadline
 """
 
 # what was open and has not been asked again belongs to a past that the run has left
@@ -48,17 +52,18 @@ UPDATE interrupts SET status = 'superseded'
 """
 
 
-async def record(conn: Conn, run: Claimed, questions: list[Question]) -> None:
+async def record(conn: Conn, run: Claimed, questions: list[Question]) -> list[dict[str, Any]]:
     """Store what a run has asked, in the transaction that ends it.
 
     A question asked again (a run that answered another one) keeps its row, token and
-    deadline.
+    deadline. Returns token and deadline of the new ones.
     """
+    opened: list[dict[str, Any]] = []
     await conn.execute(
         CLOSE_OTHERS, {"thread_id": run.thread_id, "asked": [question.interrupt_id for question in questions]}
     )
     for question in questions:
-        await conn.execute(
+        cursor = await conn.execute(
             OPEN,
             {
                 "thread_id": run.thread_id,
@@ -75,6 +80,8 @@ async def record(conn: Conn, run: Claimed, questions: list[Question]) -> None:
                 "deadline": _deadline(question.value),
             },
         )
+        opened += await cursor.fetchall()
+    return opened
 
 
 def _deadline(value: Any) -> datetime | None:
@@ -98,7 +105,7 @@ async def supersede(conn: Conn, thread_id: UUID) -> None:
 
 
 OPEN_OF_THREAD = """
-SELECT interrupt_id, checkpoint_ns, checkpoint_id, task_id, n
+SELECT interrupt_id, checkpoint_ns, checkpoint_id, task_id, n, token
   FROM interrupts WHERE thread_id = %(thread_id)s AND status = 'open'
 """
 
@@ -123,13 +130,20 @@ UPDATE interrupts
 
 
 async def accept(
-    conn: Conn, thread_id: UUID, resume: Any, *, status: str = "answered", by: str | None = None
+    conn: Conn,
+    thread_id: UUID,
+    resume: Any,
+    *,
+    status: str = "answered",
+    by: str | None = None,
+    token: str | None = None,
 ) -> list[str] | None:
     """Close the questions that `resume` answers and store the answers where their tasks look.
 
     Part of the caller's transaction, which holds the thread's row. `resume` is one plain
-    answer or an object from interrupt id to answer. Returns the answered ids, or None for a
-    plain answer while several questions are open: that run fails, as LangGraph says.
+    answer or an object from interrupt id to answer; with `token`, to that question only.
+    Returns the answered ids, or None for a plain answer while several questions are open:
+    that run fails, as LangGraph says.
 
     Raises QuestionClosed when it answers nothing that is open: the first answer wins.
     """
@@ -138,7 +152,7 @@ async def accept(
     named = cast("dict[str, Any]", resume) if isinstance(resume, dict) else {}
     if named and all(_INTERRUPT_ID.fullmatch(key) for key in named):
         answers: dict[str, Any] = named
-        closed = [key for key in answers if key not in waiting]
+        closed = [key for key in answers if key not in waiting or (token and waiting[key]["token"] != token)]
         if closed:
             raise QuestionClosed(f"Interrupt {closed[0]} is not open: it is unknown, answered, superseded or timed out")
     elif len(waiting) > 1:
@@ -233,7 +247,7 @@ async def resolve(
     if row["status"] != "open":
         raise QuestionClosed(f"This question is {row['status'].replace('_', ' ')} already")
     answer = runs.NewRun(assistant=str(row["assistant_id"]), command={"resume": {row["interrupt_id"]: value}})
-    return await runs.enqueue(engine, row["thread_id"], answer, answered_as=status, by=by)
+    return await runs.enqueue(engine, row["thread_id"], answer, answered_as=status, by=by, token=token)
 
 
 async def reject(engine: Engine, token: str, reason: str | None, *, by: str | None = None) -> dict[str, Any]:
@@ -247,6 +261,39 @@ SELECT token, question ->> 'deadline' AS deadline FROM interrupts
 """
 
 
+GIVE_UP = """
+UPDATE interrupts SET status = 'timed_out', answered_at = now() WHERE token = %(token)s AND status = 'open'
+"""
+
+REOPEN = """
+UPDATE interrupts SET status = 'open', answer = NULL, answered_at = NULL, answered_by = NULL
+ WHERE thread_id = %(thread_id)s AND interrupt_id = ANY(%(ids)s) AND status IN ('answered', 'rejected', 'timed_out')
+RETURNING checkpoint_ns, checkpoint_id, task_id
+"""
+
+TAKE_BACK = """
+DELETE FROM checkpoint_writes
+ WHERE thread_id = %(thread)s AND checkpoint_ns = %(checkpoint_ns)s AND checkpoint_id = %(checkpoint_id)s
+   AND task_id = %(task_id)s AND idx = %(idx)s
+"""
+
+
+async def take_back(conn: Conn, thread_id: UUID, ids: list[str]) -> None:
+    """The run that consumed these answers is rolled back: its questions are open again.
+
+    Part of the caller's transaction.
+    """
+    for row in await (await conn.execute(REOPEN, {"thread_id": thread_id, "ids": ids})).fetchall():
+        place = {**row, "thread": str(thread_id), "idx": WRITES_IDX_MAP[RESUME], "channel": RESUME}
+        given = await (await conn.execute(ANSWERS, place)).fetchone()
+        answers: list[Any] = _SERDE.loads_typed((given["type"], given["blob"])) if given else []
+        if len(answers) > 1:
+            kind, blob = _SERDE.dumps_typed(answers[:-1])
+            await conn.execute(GIVE, {**place, "type": kind, "blob": blob})
+        else:
+            await conn.execute(TAKE_BACK, place)
+
+
 async def time_out(engine: Engine) -> int:
     """Answer every question whose deadline has passed with its timeout; returns how many.
 
@@ -258,7 +305,12 @@ async def time_out(engine: Engine) -> int:
     for row in due:
         try:
             await resolve(engine, row["token"], {TIMEOUT: row["deadline"]}, status="timed_out")
-        except (QuestionClosed, QuestionNotFound):
+        except (QuestionClosed, QuestionNotFound, ThreadNotFound):
             continue  # answered, superseded or deleted just now
+        except EngineError as exc:  # its graph or assistant is gone: nobody can go on with it
+            log.error("deadline passed, but the run cannot go on", token=row["token"], error=str(exc))
+            async with engine.pool.connection() as conn:
+                await conn.execute(GIVE_UP, {"token": row["token"]})
+            continue
         count += 1
     return count

@@ -98,28 +98,31 @@ class LeaseThread(threading.Thread):
                     await queue.renew(conn, worker_id=worker_id, run_ids=run_ids, lease_seconds=lease_seconds)
                 await conn.execute(SEEN, {"worker_id": worker_id})
             if self.stuck:
-                await self._hand_back(engine, conn, worker_id)
+                await self._hand_back(engine, conn, worker_id, lost=True)
             try:
                 await sweeper.sweep(engine, conn, worker_id)
                 if now - kept >= RETENTION_SECONDS:
                     kept = now
                     await sweeper.retention(conn)
-            except psycopg.OperationalError:
-                raise
             except Exception:  # the edge of a background loop
+                if conn.closed:
+                    raise
                 log.exception("sweep failed")
             await asyncio.to_thread(self._stopping.wait, SWEEP_SECONDS)
         self.worker_id = None
         await self._hand_back(engine, conn, worker_id)
         await conn.execute(sweeper.FORGET, {"worker_id": worker_id})
 
-    async def _hand_back(self, engine: Engine, conn: Conn, worker_id: UUID) -> None:
-        """Ownership first; stopping the code comes after, and nobody waits for it."""
+    async def _hand_back(self, engine: Engine, conn: Conn, worker_id: UUID, *, lost: bool = False) -> None:
+        """Ownership first; stopping the code comes after, and nobody waits for it.
+
+        `lost`: their code blocks the loop, which counts as a failure of each.
+        """
         settings = engine.settings
         runs = await queue.release(
             conn,
             worker_id=worker_id,
-            lost=False,
+            lost=lost,
             max_attempts=settings.max_attempts,
             initial=settings.retry_initial_seconds,
             cap=settings.retry_cap_seconds,

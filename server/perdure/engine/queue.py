@@ -29,8 +29,8 @@ LOST_FREE = 3  # a lost worker costs no back-off the first times: takeover is at
 class Claimed:
     """A run that this worker owns now, and what the thread looked like at that moment.
 
-    `head_run_id` is the run that made the newest checkpoint; `head_commanded` says that a
-    command's writes are stored on it already.
+    `head_run_id` is the run that made the newest checkpoint; `head_commanded` says that the
+    writes of this run's command are stored on it already.
     """
 
     thread_id: UUID
@@ -65,25 +65,30 @@ WITH ready AS (
       FROM first WHERE t.thread_id = first.thread_id
     RETURNING t.thread_id, t.fence, first.run_id
 ), head AS (
-    SELECT owned.thread_id, c.checkpoint_id, c.metadata ->> 'run_id' AS run_id
+    SELECT owned.thread_id, c.checkpoint_id, c.metadata ->> 'run_id' AS run_id, w.commands, w.tasks
       FROM owned CROSS JOIN LATERAL (
            SELECT checkpoint_id, metadata FROM checkpoints
             WHERE thread_id = owned.thread_id::text AND checkpoint_ns = ''
             ORDER BY checkpoint_id DESC LIMIT 1) c
+       CROSS JOIN LATERAL (
+           SELECT count(*) FILTER (WHERE task_id = '00000000-0000-0000-0000-000000000000')::int AS commands,
+                  array_agg(DISTINCT task_id) AS tasks
+             FROM checkpoint_writes
+            WHERE thread_id = owned.thread_id::text AND checkpoint_ns = '' AND checkpoint_id = c.checkpoint_id
+              AND idx >= 0) w
 )
 UPDATE runs r
    SET status = 'running', attempt = r.attempt + 1, ready_at = NULL, woken = false, worker_id = %(worker_id)s,
        lease_until = now() + make_interval(secs => %(lease_seconds)s),
        started_at = coalesce(r.started_at, now()), updated_at = now(),
-       base_checkpoint_id = coalesce(r.base_checkpoint_id, head.checkpoint_id, '')
+       base_checkpoint_id = coalesce(r.base_checkpoint_id, head.checkpoint_id, ''),
+       base_commands = coalesce(r.base_commands, head.commands, 0),
+       base_tasks = coalesce(r.base_tasks, head.tasks, '{}')
   FROM owned LEFT JOIN head ON head.thread_id = owned.thread_id
  WHERE r.thread_id = owned.thread_id AND r.run_id = owned.run_id
 RETURNING r.thread_id, r.run_id, owned.fence, r.attempt, r.failures, r.graph_id, r.assistant_id, r.kwargs, r.metadata,
           r.cancelling, r.base_checkpoint_id, head.checkpoint_id AS head, head.run_id AS head_run_id,
-          r.kwargs ->> 'command' IS NOT NULL AND EXISTS (
-              SELECT 1 FROM checkpoint_writes w
-               WHERE w.thread_id = r.thread_id::text AND w.checkpoint_ns = '' AND w.checkpoint_id = head.checkpoint_id
-                 AND w.task_id = '00000000-0000-0000-0000-000000000000') AS head_commanded
+          coalesce(head.commands, 0) > r.base_commands AS head_commanded
 """
 
 
@@ -96,15 +101,20 @@ async def claim(pool: Pool, *, worker_id: UUID, graphs: list[str], slots: int, l
 
 
 NEXT_READY = """
-SELECT extract(epoch FROM min(ready_at) - now())::float8 AS seconds
-  FROM runs WHERE ready_at > now() AND status IN ('pending', 'suspended')
+SELECT extract(epoch FROM min(r.ready_at) - now())::float8 AS seconds
+  FROM runs r JOIN threads t ON t.thread_id = r.thread_id
+ WHERE r.ready_at IS NOT NULL AND r.status IN ('pending', 'suspended') AND r.graph_id = ANY(%(graphs)s)
+   AND (t.run_id IS NULL OR t.run_id = r.run_id)
 """
 
 
-async def next_ready(pool: Pool) -> float | None:
-    """Seconds until the next delayed run or retry is due; None when there is none."""
+async def next_ready(pool: Pool, graphs: list[str]) -> float | None:
+    """Seconds until the next run may be claimed; None when there is none.
+
+    Not above 0: one is ready now, but its thread's row was locked by somebody for a moment.
+    """
     async with pool.connection() as conn:
-        row = await (await conn.execute(NEXT_READY)).fetchone()
+        row = await (await conn.execute(NEXT_READY, {"graphs": graphs})).fetchone()
     return row["seconds"] if row else None
 
 
@@ -135,8 +145,8 @@ WITH held AS (
 UPDATE runs r
    SET status = CASE WHEN %(lost)s AND r.failures + 1 >= %(max_attempts)s THEN 'paused' ELSE 'pending' END,
        failures = r.failures + CASE WHEN %(lost)s THEN 1 ELSE 0 END,
-       ready_at = CASE WHEN NOT %(lost)s OR r.failures < %(free)s THEN now()
-                       WHEN r.failures + 1 >= %(max_attempts)s THEN NULL
+       ready_at = CASE WHEN %(lost)s AND r.failures + 1 >= %(max_attempts)s THEN NULL
+                       WHEN NOT %(lost)s OR r.failures < %(free)s THEN now()
                        ELSE now() + make_interval(secs => least(%(cap)s, %(initial)s * 2 ^ (r.failures - %(free)s)))
                   END,
        error = CASE WHEN %(lost)s THEN %(error)s ELSE r.error END,
@@ -156,14 +166,9 @@ async def release(
     them back by itself costs nothing. Any number of callers may try at once; each run is
     released once.
     """
-    error = jsonb({"error": "WorkerLost", "message": "The worker that ran this attempt died"})
-    params = {
-        "worker_id": worker_id,
-        "lost": lost,
-        "max_attempts": max_attempts,
-        "free": LOST_FREE,
-        "error": error,
-    }
+    error = {"error": "WorkerLost", "message": "The worker that ran this attempt died or was stuck"}
+    params: dict[str, Any] = {"worker_id": worker_id, "lost": lost, "max_attempts": max_attempts, "free": LOST_FREE}
+    params["error"] = jsonb(error)
     async with conn.transaction():
         cursor = await conn.execute(RELEASE, {**params, "initial": initial, "cap": cap})
         rows = await cursor.fetchall()
@@ -171,7 +176,9 @@ async def release(
             paused = row["status"] == "paused"
             name = "paused" if paused else "lost" if lost else "handed back"
             frame = {"event": name, "attempt": row["attempt"], **({"final": True} if paused else {})}
-            await events.append(conn, row["thread_id"], row["run_id"], [events.Frame.of("lifecycle", frame)])
+            frames = [events.Frame.of("error", error)] if paused else []
+            frames.append(events.Frame.of("lifecycle", frame))
+            await events.append(conn, row["thread_id"], row["run_id"], frames)
         if rows:
             await conn.execute(NOTIFY_WORK)
     return rows
@@ -240,16 +247,26 @@ UPDATE threads t
                                      AND NOT r.behind_question AND r.run_id <> %(run_id)s)
                      THEN 'busy' ELSE %(status)s END,
        error = %(error)s, interrupts = %(interrupts)s, updated_at = now(), state_updated_at = now(),
-       expires_at = CASE WHEN t.temporary THEN now() + interval '10 s' ELSE t.expires_at END
+       expires_at = CASE WHEN NOT t.temporary THEN t.expires_at
+                         WHEN EXISTS (SELECT 1 FROM idempotency_keys k WHERE k.thread_id = t.thread_id)
+                         THEN now() + interval '24 hours'  -- the same request gets the same answer
+                         ELSE now() + interval '10 s' END
  WHERE t.thread_id = %(thread_id)s AND (%(fence)s::bigint IS NULL OR t.fence = %(fence)s)
 RETURNING t.fence
 """
 
 END_RUN = """
-UPDATE runs SET status = %(status)s, error = %(error)s, ready_at = NULL, worker_id = NULL, lease_until = NULL,
-                ended_at = now(), updated_at = now()
- WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s
-RETURNING kwargs ->> 'webhook' AS webhook
+WITH ended AS (
+    UPDATE runs SET status = %(status)s, error = %(error)s, ready_at = NULL, worker_id = NULL, lease_until = NULL,
+                    ended_at = now(), updated_at = now()
+     WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s
+    RETURNING thread_id, run_id, kwargs
+), purge AS (
+    INSERT INTO purges (thread_id, run_id)
+    SELECT thread_id, run_id FROM ended WHERE NOT coalesce((kwargs ->> 'resumable')::bool, false)
+    ON CONFLICT DO NOTHING
+)
+SELECT kwargs ->> 'webhook' AS webhook FROM ended
 """
 
 PROMOTE = """

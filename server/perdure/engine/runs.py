@@ -107,8 +107,8 @@ UPDATE threads
 """
 
 QUEUED = """
-SELECT EXISTS (SELECT 1 FROM runs WHERE thread_id = %(thread_id)s AND status = 'pending' AND available_at <= now()
-                  AND NOT behind_question) AS queued,
+SELECT EXISTS (SELECT 1 FROM runs WHERE thread_id = %(thread_id)s AND status = 'pending'
+                  AND ready_at <= now()) AS ready,
        EXISTS (SELECT 1 FROM interrupts WHERE thread_id = %(thread_id)s AND status = 'open') AS question
 """
 
@@ -120,6 +120,7 @@ async def enqueue(
     *,
     answered_as: str = "answered",
     by: str | None = None,
+    token: str | None = None,
 ) -> dict[str, Any]:
     """Accept a run; it is durable when this returns. `thread_id` None: on a thread of its own.
 
@@ -129,7 +130,7 @@ async def enqueue(
     InvalidInput, IdempotencyMismatch; nothing is stored then.
     """
     async with engine.pool.connection() as conn, conn.transaction():
-        run, published = await enqueue_in(engine, conn, thread_id, new, answered_as=answered_as, by=by)
+        run, published = await enqueue_in(engine, conn, thread_id, new, answered_as=answered_as, by=by, token=token)
     if published:
         engine.hub.publish(run["thread_id"], published)
     return run
@@ -143,6 +144,7 @@ async def enqueue_in(
     *,
     answered_as: str = "answered",
     by: str | None = None,
+    token: str | None = None,
 ) -> tuple[dict[str, Any], list[Event]]:
     """As `enqueue`, part of the caller's transaction; the events may be given to the hub when it is committed.
 
@@ -174,7 +176,7 @@ async def enqueue_in(
                 thread = {**thread, "run_id": None}
     command, answered = new.command, None
     if command and command.get("resume") is not None:
-        answered = await interrupts.accept(conn, thread_id, command["resume"], status=answered_as, by=by)
+        answered = await interrupts.accept(conn, thread_id, command["resume"], status=answered_as, by=by, token=token)
     if answered is not None and thread["run_id"] is not None:
         await wake(conn, thread_id, thread["run_id"])  # it waits for something else as well
     moves = bool(command and (command.get("update") is not None or command.get("goto") is not None))
@@ -183,7 +185,6 @@ async def enqueue_in(
     queued = await (await conn.execute(QUEUED, {"thread_id": thread_id})).fetchone()
     assert queued is not None
     held = new.behind_question and queued["question"]
-    first_in_line = thread["run_id"] is None and not queued["queued"]
     priority = answered is not None
     metadata = _merge(assistant["metadata"], thread["metadata"], new.metadata)
     metadata |= {"graph_id": assistant["graph_id"], "assistant_id": str(assistant["assistant_id"])}
@@ -197,7 +198,7 @@ async def enqueue_in(
             "run_id": run_id,
             "assistant_id": assistant["assistant_id"],
             "graph_id": assistant["graph_id"],
-            "ready": bool(delay) or (not held and (first_in_line or (priority and thread["run_id"] is None))),
+            "ready": bool(delay),
             "delay": delay,
             "priority": priority,
             "behind_question": new.behind_question,
@@ -220,7 +221,9 @@ async def enqueue_in(
         },
     )
     published = await events.append(conn, thread_id, run_id, [events.Frame.of("lifecycle", {"event": "pending"})])
-    await conn.execute(NOTIFY_WORK)
+    if thread["run_id"] is None and (priority or not queued["ready"]):
+        await queue.promote(conn, thread_id)
+    await conn.execute(NOTIFY_WORK)  # a delayed run may be the next that is due
     return record(row), published
 
 
@@ -241,7 +244,7 @@ async def _lock(conn: Conn, thread_id: UUID, *, create: bool, temporary: bool) -
 
 
 ACTIVE_RUNS = """
-SELECT run_id, status, graph_id, base_checkpoint_id, cancelling FROM runs
+SELECT run_id, status, graph_id, base_checkpoint_id, base_tasks, cancelling, kwargs FROM runs
  WHERE thread_id = %(thread_id)s AND status IN ('pending', 'running', 'suspended', 'paused') ORDER BY queue_no
 """
 
@@ -320,7 +323,8 @@ LIST: LiteralString = (
     + COLUMNS
     + """ FROM runs
  WHERE thread_id = %(thread_id)s
-   AND (%(status)s::text IS NULL OR CASE status WHEN 'paused' THEN 'error' WHEN 'suspended' THEN 'running' ELSE status END = %(status)s)
+   AND (%(status)s::text IS NULL
+        OR CASE status WHEN 'paused' THEN 'error' WHEN 'suspended' THEN 'running' ELSE status END = %(status)s)
  ORDER BY queue_no DESC LIMIT %(limit)s OFFSET %(offset)s"""
 )
 
@@ -335,7 +339,13 @@ async def list_runs(
         return [record(row) for row in await (await conn.execute(LIST, params)).fetchall()]
 
 
-DELETE = "DELETE FROM runs WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s"
+DELETE = """
+WITH gone AS (
+    DELETE FROM runs WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s RETURNING thread_id, run_id
+)
+INSERT INTO purges (thread_id, run_id) SELECT thread_id, run_id FROM gone
+ON CONFLICT (thread_id, run_id) DO UPDATE SET purge_at = excluded.purge_at
+"""
 
 
 async def delete(engine: Engine, thread_id: UUID, run_id: UUID) -> None:
@@ -403,7 +413,8 @@ WITH own AS (
     RETURNING checkpoint_ns, checkpoint_id
 ), answers AS (
     DELETE FROM checkpoint_writes
-     WHERE thread_id = %(thread)s AND checkpoint_id = %(base)s AND (idx >= 0 OR channel IN ('__resume__', '__error__'))
+     WHERE thread_id = %(thread)s AND checkpoint_id = %(base)s AND NOT task_id = ANY(%(base_tasks)s)
+       AND (idx >= 0 OR channel = '__error__')
 )
 DELETE FROM checkpoint_writes w USING own
  WHERE w.thread_id = %(thread)s AND w.checkpoint_ns = own.checkpoint_ns AND w.checkpoint_id = own.checkpoint_id
@@ -446,9 +457,11 @@ async def _stop(
             return await events.append(conn, thread_id, run_id, [frame]), False
     last = events.Frame.of("lifecycle", {"event": "cancelled", "action": action, "final": True})
     published = await events.append(conn, thread_id, run_id, [last])
-    await _end_stopped(conn, thread_id, run_id, action, run["base_checkpoint_id"])
+    await _end_stopped(conn, thread_id, run_id, action, run)
     if owner or thread["run_id"] is None:
-        snapshot: dict[str, Any] = {"next": []} if successor else await state.read(engine, thread_id, conn=conn)
+        snapshot: dict[str, Any] = (
+            {"next": [], "tasks": []} if successor else await state.read(engine, thread_id, conn=conn)
+        )
         await queue.settle_thread(
             conn,
             thread_id,
@@ -456,20 +469,27 @@ async def _stop(
             fence=None,
             status="busy" if successor else "interrupted" if snapshot["next"] else "idle",
             error=_cancelled(action) if owner and not successor else None,
-            interrupts={} if owner else thread["interrupts"] or {},
+            interrupts=_asked(snapshot) if action == "rollback" or not owner else {},
         )
     if not successor:
         await queue.promote(conn, thread_id)
     return published, True
 
 
-async def _end_stopped(conn: Conn, thread_id: UUID, run_id: UUID, action: str, base: str | None) -> None:
-    """`interrupt`: the run's status is final; `rollback`: the run and its checkpoints are gone."""
+async def _end_stopped(conn: Conn, thread_id: UUID, run_id: UUID, action: str, run: dict[str, Any]) -> None:
+    """`interrupt`: the run's status is final; `rollback`: the run and what it wrote are gone, answers too."""
     if action == "rollback":
-        await conn.execute(DELETE_CHECKPOINTS, {"thread": str(thread_id), "run": str(run_id), "base": base})
+        base: dict[str, Any] = {"base": run["base_checkpoint_id"], "base_tasks": run["base_tasks"] or []}
+        await conn.execute(DELETE_CHECKPOINTS, {"thread": str(thread_id), "run": str(run_id), **base})
         await conn.execute(DELETE, {"thread_id": thread_id, "run_id": run_id})
+        if run["kwargs"].get("answered"):
+            await interrupts.take_back(conn, thread_id, run["kwargs"]["answered"])
     else:
         await queue.end_run(conn, thread_id, run_id, "interrupted", None)
+
+
+def _asked(snapshot: dict[str, Any]) -> dict[str, Any]:
+    return {task["id"]: task["interrupts"] for task in snapshot["tasks"] if task["interrupts"]}
 
 
 def _cancelled(action: str) -> dict[str, str]:
@@ -483,6 +503,11 @@ UPDATE steps SET status = 'failed', updated_at = now()
 """
 
 
+BASE_OF = """
+SELECT base_checkpoint_id, base_tasks, kwargs FROM runs WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s
+"""
+
+
 async def end_compensated(conn: Conn, run: queue.Claimed, frames: list[events.Frame]) -> list[Event]:
     """Carry out a cancel whose undos have run, in the caller's transaction. Raises LeaseLost."""
     action = run.cancelling or "interrupt"
@@ -490,7 +515,9 @@ async def end_compensated(conn: Conn, run: queue.Claimed, frames: list[events.Fr
         conn, run.thread_id, run.run_id, fence=run.fence, status="idle", error=_cancelled(action), interrupts={}
     )
     published = await events.append(conn, run.thread_id, run.run_id, frames)
-    await _end_stopped(conn, run.thread_id, run.run_id, action, run.base_checkpoint_id)
+    row = await (await conn.execute(BASE_OF, {"thread_id": run.thread_id, "run_id": run.run_id})).fetchone()
+    assert row is not None
+    await _end_stopped(conn, run.thread_id, run.run_id, action, row)
     await conn.execute(CLOSE_SAGAS, {"thread_id": run.thread_id})
     await interrupts.supersede(conn, run.thread_id)
     await queue.promote(conn, run.thread_id)

@@ -7,6 +7,7 @@ row is durable before the step returns, and the fence keeps a stale worker from 
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -20,10 +21,9 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from psycopg_pool import PoolTimeout
 
 from perdure.engine import children, limits, mailbox, runs
-from perdure.engine.db import Conn, jsonb
+from perdure.engine.db import Conn, jsonb, storable
 from perdure.engine.errors import LeaseLost, RunNotFound, StepMismatch, StorageError, ThreadNotFound
 from perdure.engine.groupcommit import GroupCommit, Write
-from perdure.engine.jsonable import dumps
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine
@@ -105,6 +105,7 @@ class Journal:
         self._group = group
         self._run = run
         self._scopes: dict[str, _Scope] = {}
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._places: defaultdict[str, list[str]] = defaultdict(list)
 
     def _keys(self) -> dict[str, Any]:
@@ -121,8 +122,11 @@ class Journal:
         ran alone, so that no reordering explains the difference; StorageError when the
         database cannot be reached.
         """
-        book = await self._open(scope, visit)
         identity = fingerprint if key is None else key
+        if "\x00" in identity + name or any("\ud800" <= c <= "\udfff" for c in identity + name):
+            raise ValueError(f"Name and key of step {name!r} must be text that UTF-8 and PostgreSQL can hold")
+        async with self._turns[scope]:  # first come, first numbered, also while the rows are being read
+            book = await self._open(scope, visit)
         place = (name, identity, book.made[name, identity])
         book.made[name, identity] += 1
         call = book.calls[name]
@@ -191,7 +195,7 @@ class Journal:
                 value_type,
                 blob,
             ),
-            *(dumps(error).decode() if error else None, dumps(attempts or []).decode(), next_at),
+            *(storable(error) if error else None, storable(attempts or []), next_at),
             place in book.overlapped,
         )
         await self._group.submit(Write(self._run.thread_id, self._run.fence, steps=[row], size=len(blob) + 200))
@@ -224,6 +228,8 @@ class Journal:
         found = await self.find(scope, visit, MAILBOX, None, MAILBOX)
         if found["status"] == "done":
             return found["value"]
+        if self.cancelling:
+            return []
         n: int = found["n"]
         async with self.transaction(scope, visit, MAILBOX, n, key=None, fingerprint=MAILBOX) as transaction:
             taken = await mailbox.take(transaction.conn, self._run.thread_id)
@@ -295,12 +301,9 @@ class Journal:
                 rows = await cursor.fetchall()
         except (psycopg.OperationalError, PoolTimeout) as exc:
             raise StorageError(f"The step journal could not be read: {str(exc).strip()}") from exc
-        # another call of this scope may have loaded it meanwhile: its marks count
-        current = self._scopes.get(scope)
-        if current is None or current.visit < visit:
-            current = _Scope({(row["name"], row["identity"], row["n"]): row for row in rows}, visit)
-            self._scopes[scope] = current
-        return current
+        book = _Scope({(row["name"], row["identity"], row["n"]): row for row in rows}, visit)
+        self._scopes[scope] = book
+        return book
 
 
 def _check_order(book: _Scope, name: str, identity: str, call: int) -> None:

@@ -5,7 +5,7 @@
 - runs whose lease has ended: their worker is cut off, or stuck;
 - deadlines of questions that have passed;
 - ticks of crons that are due;
-- threads that are due for deletion, events, keys and webhooks that have outlived their use.
+- threads that are due for deletion, events, keys, webhooks and store items that have outlived their use.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from uuid import UUID
 
 import structlog
 
-from perdure.engine import children, crons, idempotency, interrupts, queue, threads, webhooks
+from perdure.engine import children, crons, idempotency, interrupts, queue, store, threads, webhooks
 from perdure.engine.db import Conn
 
 if TYPE_CHECKING:
@@ -65,11 +65,15 @@ SELECT thread_id FROM threads WHERE expires_at < now() AND status <> 'busy' ORDE
    FOR UPDATE SKIP LOCKED
 """
 
-# events of a run whose stream nobody can resume go a minute after its end
-OLD_EVENTS = """
-DELETE FROM run_events e USING runs r
- WHERE r.thread_id = e.thread_id AND r.run_id = e.run_id AND r.ended_at BETWEEN now() - interval '10 min'
-   AND now() - interval '1 min' AND NOT coalesce((r.kwargs ->> 'resumable')::bool, false)
+# purged in batches, so that the transaction stays short
+PURGE = """
+WITH due AS (
+    DELETE FROM purges WHERE (thread_id, run_id) IN (
+        SELECT thread_id, run_id FROM purges WHERE purge_at < now() ORDER BY purge_at LIMIT 500
+           FOR UPDATE SKIP LOCKED)
+    RETURNING thread_id, run_id
+)
+DELETE FROM run_events e USING due WHERE e.thread_id = due.thread_id AND e.run_id = due.run_id
 """
 
 
@@ -84,9 +88,10 @@ async def expired_threads(conn: Conn) -> int:
 
 async def retention(conn: Conn) -> None:
     """Delete what has outlived its use; call it about once a minute."""
-    await conn.execute(OLD_EVENTS)
+    await conn.execute(PURGE)
     await idempotency.expire(conn)
     await webhooks.expire(conn)
+    await store.expire(conn)
 
 
 async def sweep(engine: Engine, conn: Conn, me: UUID) -> None:

@@ -117,11 +117,13 @@ async def patch(
 
 
 DELETE = "DELETE FROM threads WHERE thread_id = ANY(%(thread_ids)s) RETURNING thread_id, run_id"
-DELETE_CHECKPOINTS = (
-    "DELETE FROM checkpoint_writes WHERE thread_id = ANY(%(texts)s)",
-    "DELETE FROM checkpoint_blobs WHERE thread_id = ANY(%(texts)s)",
-    "DELETE FROM checkpoints WHERE thread_id = ANY(%(texts)s)",
+DELETE_RELATED = (
+    "DELETE FROM idempotency_keys WHERE thread_id = ANY(%(ids)s)",
+    "DELETE FROM checkpoint_writes WHERE thread_id = ANY(%(ids)s::text[])",
+    "DELETE FROM checkpoint_blobs WHERE thread_id = ANY(%(ids)s::text[])",
+    "DELETE FROM checkpoints WHERE thread_id = ANY(%(ids)s::text[])",
 )
+GONE_NOTICE = "SELECT pg_notify('perdure_events', %(payload)s)"  # readers look, and find nothing
 CANCEL_NOTICE = "SELECT pg_notify('perdure_cancel', %(run_id)s)"
 
 
@@ -133,15 +135,16 @@ async def delete_rows(conn: Conn, thread_ids: list[UUID]) -> list[UUID]:
     """
     cursor = await conn.execute(DELETE, {"thread_ids": thread_ids})
     gone = await cursor.fetchall()
-    texts = [str(row["thread_id"]) for row in gone]
-    for statement in DELETE_CHECKPOINTS:
-        await conn.execute(statement, {"texts": texts})
-    await children.deleted(conn, [row["thread_id"] for row in gone])
-    await webhooks.forget(conn, [row["thread_id"] for row in gone])
+    ids: list[UUID] = [row["thread_id"] for row in gone]
+    for statement in DELETE_RELATED:
+        await conn.execute(statement, {"ids": ids})
+    await children.deleted(conn, ids)
+    await webhooks.forget(conn, ids)
     for row in gone:
+        await conn.execute(GONE_NOTICE, {"payload": f"{row['thread_id']} 0 -"})
         if row["run_id"]:
             await conn.execute(CANCEL_NOTICE, {"run_id": str(row["run_id"])})
-    return [row["thread_id"] for row in gone]
+    return ids
 
 
 async def delete(engine: Engine, thread_id: UUID) -> None:

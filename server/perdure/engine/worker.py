@@ -17,7 +17,6 @@ from uuid import UUID, uuid4
 
 import psycopg
 import structlog
-from langgraph.store.postgres.aio import AsyncPostgresStore
 from psycopg_pool import PoolTimeout
 
 from perdure.engine import loops, queue
@@ -30,6 +29,7 @@ from perdure.engine.hub import Hub
 from perdure.engine.lease import LeaseThread
 from perdure.engine.registry import Registry
 from perdure.engine.signals import listen
+from perdure.engine.store import open_store
 
 if TYPE_CHECKING:
     from perdure.config import Settings
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 2.0  # how long a lost notification can delay a run
+LOCKED_SECONDS = 0.02  # a run was ready, but its thread was locked for a moment
 SYNC_THREADS = 64  # nodes that are plain functions run in these
 STOP_SECONDS = 2.0
 
@@ -154,7 +155,7 @@ class Worker(threading.Thread):
                 origin=self._origin,
             ),
             group=GroupCommit(pool, origin=self._origin),
-            store=AsyncPostgresStore(conn=pool),
+            store=open_store(pool, self.registry.config),
             hub=self._hub,
         )
         handlers = {"perdure_work": self._told, "perdure_cancel": self._cancelled}
@@ -195,8 +196,8 @@ class Worker(threading.Thread):
             task.add_done_callback(self._done(attempt))
         if claimed:
             return 0.0 if len(claimed) == free else POLL_SECONDS if self._work.is_set() else 0.0
-        due = await queue.next_ready(shop.engine.pool)
-        return POLL_SECONDS if due is None else min(POLL_SECONDS, max(0.0, due))
+        due = await queue.next_ready(shop.engine.pool, self.registry.graph_ids)
+        return POLL_SECONDS if due is None else min(POLL_SECONDS, max(LOCKED_SECONDS, due))
 
     def _done(self, attempt: Attempt) -> Callable[[asyncio.Task[None]], None]:
         def done(task: asyncio.Task[None]) -> None:

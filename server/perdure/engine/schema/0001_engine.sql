@@ -118,6 +118,10 @@ CREATE TABLE runs (
     -- the thread's head checkpoint when the run was first claimed ('' = none): tells
     -- whether a redelivered command has been applied, and what a rollback returns to
     base_checkpoint_id text,
+    -- what that checkpoint held then: writes of commands, and tasks that had written; what
+    -- came later is this run's
+    base_commands      integer,
+    base_tasks         text[],
     -- the thread's event_seq when the run was created: its events come after it
     first_seq          bigint NOT NULL DEFAULT 0,
     created_at         timestamptz NOT NULL DEFAULT now(),
@@ -155,8 +159,16 @@ CREATE TABLE run_events (
     checkpoint_id text,
     PRIMARY KEY (thread_id, seq)
 );
--- retention: events of ended runs whose stream is not resumable
-CREATE INDEX run_events_at_idx ON run_events USING brin (at);
+
+-- Events that nobody needs any more from purge_at on: a minute after the end of a run whose
+-- stream is not resumable, or after its deletion. Goes when the events have gone.
+CREATE TABLE purges (
+    thread_id uuid NOT NULL REFERENCES threads ON DELETE CASCADE,
+    run_id    uuid NOT NULL,
+    purge_at  timestamptz NOT NULL DEFAULT now() + interval '1 min',
+    PRIMARY KEY (thread_id, run_id)
+);
+CREATE INDEX purges_purge_at_idx ON purges (purge_at);
 
 -- The journal: one row per step call. Written by the attempt that runs it (fenced).
 -- Goes with its thread.
