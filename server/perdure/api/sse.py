@@ -21,6 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from perdure.api.answers import location
 from perdure.engine.errors import EngineError, NotFound
+from perdure.engine.events import PROTOCOL
 from perdure.engine.hub import Event
 from perdure.engine.jsonable import dumps
 
@@ -189,8 +190,12 @@ async def run_frames(
                     yield HEARTBEAT
                     continue
                 name = event.event.partition("|")[0]
-                if name not in HIDDEN and (not wanted or _is_wanted(name, wanted)):
+                if not _hidden(name) and (not wanted or _is_wanted(name, wanted)):
                     yield frame(event.event, event.data, event.id if ids else None)
+
+
+def _hidden(name: str) -> bool:
+    return name in HIDDEN or name.startswith(PROTOCOL)
 
 
 def _is_wanted(name: str, wanted: tuple[str, ...]) -> bool:
@@ -216,5 +221,5 @@ async def thread_frames(events: AsyncIterator[Event | None], *, modes: Iterable[
                     if RUN_ENDED in event.data and (everything or "lifecycle" in modes):
                         done = {"status": "run_done", "run_id": event.run_id}
                         yield frame("metadata", dumps(done), event.id)
-                elif name not in HIDDEN and (everything or (name == "metadata" and "lifecycle" in modes)):
+                elif not _hidden(name) and (everything or (name == "metadata" and "lifecycle" in modes)):
                     yield frame(event.event, event.data, event.id)

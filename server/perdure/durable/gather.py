@@ -12,7 +12,7 @@ from perdure.durable.fingerprint import fingerprint
 from perdure.durable.journal import Child, Place, here
 from perdure.durable.once import Passed, counting
 from perdure.durable.step import is_step_call
-from perdure.durable.suspend import Cancelled
+from perdure.durable.suspend import Cancelled, Leaving, Suspend
 
 R = TypeVar("R")
 Record = Callable[[int], Awaitable[None]]
@@ -235,7 +235,7 @@ def _error(task: asyncio.Task[Any]) -> BaseException | None:
 def _is_fatal(task: asyncio.Task[Any]) -> bool:
     """It ended by something that is no failure of its own, such as a lost lease."""
     exc = _error(task) if task.done() else None
-    return exc is not None and not issubclass(type(exc), (Exception, Cancelled))
+    return exc is not None and not issubclass(type(exc), (Exception, Leaving))
 
 
 def _is_final(exc: Exception) -> bool:
@@ -245,7 +245,7 @@ def _is_final(exc: Exception) -> bool:
 
 def _raise_most_urgent(tasks: Sequence[asyncio.Task[Any]]) -> None:
     errors = [exc for task in tasks if (exc := _error(task)) is not None]
-    urgent = [exc for exc in errors if not issubclass(type(exc), Exception)]
+    urgent = [exc for exc in errors if not issubclass(type(exc), (Exception, Suspend))]
     urgent.sort(key=lambda exc: issubclass(type(exc), (Cancelled, asyncio.CancelledError)))
     later = [exc for exc in errors if getattr(exc, "retryable", None) is True]
     waits = [exc for exc in errors if isinstance(exc, GraphBubbleUp)]

@@ -17,26 +17,32 @@ from langgraph.errors import GraphBubbleUp
 from perdure.durable.journal import Journal
 
 
-class Suspend(GraphBubbleUp):
+class Leaving(BaseException):
+    """Leaves a node for the engine's sake, past author code: `except Exception` does not stop it.
+
+    LangGraph asks isinstance(exc, GraphBubbleUp) before it cancels the sibling tasks (which go on, or have
+    undos of their own to run) and before it gives an error to a node's error_handler. Python's `except` asks
+    the real type, so neither `except Exception` nor `except GraphBubbleUp` catches it.
+    """
+
+    @property
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]  # meant: see above
+        return GraphBubbleUp
+
+
+class Suspend(Leaving):
     """The run waits; what for stands in the journal. Private to the words."""
 
     suspends = True
 
 
-class Cancelled(BaseException):
+class Cancelled(Leaving):
     """The run was cancelled: raised by the first word that has not been finished, so that sagas undo their work.
 
     Not an Exception: `except Exception` does not stop it, and neither should you. Use `finally` or `saga`.
     """
 
     cancels = True
-
-    # LangGraph asks isinstance(exc, GraphBubbleUp) before it cancels the sibling tasks (which have undos of
-    # their own to run) and before it gives the error to a node's error_handler. Python's `except` asks the
-    # real type, so `except Exception` and `except GraphBubbleUp` don't catch it.
-    @property
-    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]  # meant: see above
-        return GraphBubbleUp
 
 
 undoing: ContextVar[bool] = ContextVar("perdure_undoing", default=False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,7 +25,8 @@ from psycopg_pool import PoolTimeout
 
 from perdure.engine import interrupts, queue, runs
 from perdure.engine.errors import LeaseLost
-from perdure.engine.events import Frame, Outbox
+from perdure.engine.channels import MODES, Channels, asked_frames
+from perdure.engine.events import STATE, Frame, Outbox
 from perdure.engine.frames import Frames, graph_modes
 from perdure.engine.groupcommit import GroupCommit
 from perdure.engine.hub import Event, Hub
@@ -213,32 +214,47 @@ class Attempt:
         """Execute the graph and pass on its frames; True when it stopped before its end without asking."""
         kwargs = self.run.kwargs
         asked: list[str] = kwargs.get("stream_mode") or ["values"]
-        frames = Frames(asked)
+        protocol = bool(kwargs.get("protocol"))
+        frames = Channels() if protocol else Frames(asked)
         shown: str | None = None
-        subgraphs = bool(kwargs.get("subgraphs"))
+        subgraphs = protocol or bool(kwargs.get("subgraphs"))
         chunks: AsyncIterator[Any] = cast(Any, graph).astream(
             self._delivery(),
             config,
             context=_context(graph, kwargs.get("context") or {}, config),
-            stream_mode=graph_modes(asked),
+            stream_mode=MODES if protocol else graph_modes(asked),
             subgraphs=subgraphs,
             durability="sync",
             interrupt_before=kwargs.get("interrupt_before"),
             interrupt_after=kwargs.get("interrupt_after"),
         )
-        async for chunk in chunks:
-            namespace, mode, data = cast("tuple[tuple[str, ...], str, Any]", chunk if subgraphs else ((), *chunk))
-            for event, payload in frames.of(namespace, mode, data):
-                checkpoint_id = None
-                if event == "values" and (self._saver.head != shown or b'"__interrupt__"' in payload):
-                    # this state is the newest checkpoint's; what was written since belongs to no checkpoint
-                    checkpoint_id = shown = self._saver.head
-                self._outbox.add(Frame(event, payload, checkpoint_id))
+        try:
+            async for chunk in chunks:
+                namespace, mode, data = cast("tuple[tuple[str, ...], str, Any]", chunk if subgraphs else ((), *chunk))
+                for event, payload in frames.of(namespace, mode, data):
+                    checkpoint_id = None
+                    if event == "values" and (self._saver.head != shown or b'"__interrupt__"' in payload):
+                        # this state is the newest checkpoint's; what was written since belongs to no checkpoint
+                        checkpoint_id = shown = self._saver.head
+                    self._outbox.add(Frame(event, payload, checkpoint_id))
+        except Exception as exc:
+            if not _suspends(exc):
+                self._show(frames.close(str(exc)))
+            raise
+        self._show(frames.close())
         breakpoints = kwargs.get("interrupt_before") or kwargs.get("interrupt_after")
         if breakpoints or graph.interrupt_before_nodes or graph.interrupt_after_nodes:
             thread: RunnableConfig = {"configurable": {"thread_id": str(self.run.thread_id)}}
             return bool((await graph.aget_state(thread)).next)
         return False
+
+    def _show(self, frames: Iterable[tuple[str, bytes]]) -> None:
+        for event, payload in frames:
+            self._outbox.add(Frame(event, payload))
+
+    def _streams_values(self) -> bool:
+        kwargs = self.run.kwargs
+        return bool(kwargs.get("protocol")) or "values" in (kwargs.get("stream_mode") or ["values"])
 
     # -- the end
 
@@ -254,7 +270,10 @@ class Attempt:
         if asked:
             flat = [question for group in asked.values() for question in group]
             last["interrupts"] = flat
-        frames = [Frame.of("lifecycle", last)]
+        frames = [*asked_frames(questions), Frame.of("lifecycle", last)]
+        if self._saver.head and (asked or stopped or not self._streams_values()):
+            # the protocol's last `values`, after a pause and before an end
+            frames.insert(len(frames) if asked or stopped else 0, Frame(STATE, b"", self._saver.head))
         status = "interrupted" if asked or stopped else "idle"
 
         opened: list[dict[str, Any]] = []

@@ -101,7 +101,7 @@ class Channels:
         return _frame("lifecycle", namespace, told)
 
 
-def asked(questions: Iterable[Question]) -> list[Frame]:
+def asked_frames(questions: Iterable[Question]) -> list[Frame]:
     """The frames that tell what a run asks; recorded for every run."""
     frames: list[Frame] = []
     for question in questions:

@@ -30,6 +30,8 @@ from perdure.engine.jsonable import dumps
 if TYPE_CHECKING:
     from perdure.engine.core import Engine
 
+PROTOCOL = "protocol/"  # rows for readers of the event protocol only begin so
+STATE = PROTOCOL + "values"  # its state is read when somebody asks for it (`data_of`)
 INLINE_BYTES = 2048  # `values` up to this size are stored as they are
 PAGE = 500
 POLL_SECONDS = 10.0  # how long a lost notification can delay a reader
@@ -37,7 +39,10 @@ FINAL = ("success", "error", "timeout", "interrupted")
 
 
 class Frame(NamedTuple):
-    """What goes to a reader. With `checkpoint_id`, `data` is that checkpoint's state (plus `__interrupt__`)."""
+    """What goes to a reader. With `checkpoint_id`, `data` is that checkpoint's state (plus `__interrupt__`).
+
+    Of a `STATE` frame `data` is empty: only its checkpoint is known.
+    """
 
     event: str
     data: bytes
@@ -49,7 +54,7 @@ class Frame(NamedTuple):
 
     def stored(self) -> tuple[str | None, str | None]:
         """The columns `data` and `checkpoint_id`: a large state is not stored again."""
-        if self.checkpoint_id and len(self.data) > INLINE_BYTES:
+        if self.checkpoint_id and (len(self.data) > INLINE_BYTES or not self.data):
             return _interrupt_only(self.data), self.checkpoint_id
         return self.data.decode(), None
 
@@ -217,13 +222,21 @@ async def follow(
             yield event
 
 
-async def follow_thread(engine: Engine, thread_id: UUID, *, after: int | None = None) -> AsyncIterator[Event | None]:
+async def follow_thread(
+    engine: Engine, thread_id: UUID, *, after: int | None = None, expected: bool = False
+) -> AsyncIterator[Event | None]:
     """Events of all runs of a thread with `seq > after` (None: from now on); ends only when the thread is deleted.
 
-    Raises ThreadNotFound at the first event.
+    `expected`: the thread may not exist yet; waits for it. Otherwise raises ThreadNotFound at
+    the first event.
     """
     with engine.hub.subscribe(thread_id) as reader:
-        last = await position(engine, thread_id)
+        while (last := await _position(engine, thread_id)) is None:
+            if not expected:
+                raise ThreadNotFound(f"Thread with ID {thread_id} not found")
+            if not await reader.wait(engine.settings.heartbeat_seconds):
+                yield None
+        reader.poke()
         async for event in _tail(engine, reader, thread_id, last if after is None else after):
             yield event
 
@@ -275,7 +288,7 @@ async def _tail(
             reader.must_read = False
             looked_at = time.monotonic()
             news = False
-            async for event in _stored(engine, thread_id, last):
+            async for event in stored(engine, thread_id, last):
                 news = True
                 last = event.seq
                 if run_id is None or event.run_id == run_id:
@@ -332,23 +345,54 @@ SELECT seq, run_id, (extract(epoch FROM at) * 1000)::bigint AS ms, event, data, 
 """
 
 
-async def _stored(engine: Engine, thread_id: UUID, after: int) -> AsyncIterator[Event]:
+async def stored(engine: Engine, thread_id: UUID, after: int) -> AsyncIterator[Event]:
     """What the table holds after a seq, page by page; a connection is held per page only."""
     while True:
         async with engine.pool.connection() as conn:
             cursor = await conn.execute(STORED, {"thread_id": thread_id, "after": after, "page": PAGE})
             rows = await cursor.fetchall()
         for row in rows:
-            data = row["data"].encode() if row["data"] is not None else b"{}"
-            if row["checkpoint_id"]:
-                snapshot = await state.read(engine, thread_id, checkpoint_id=row["checkpoint_id"])
-                extra: dict[str, Any] = orjson.loads(data)
-                stored: Any = snapshot["values"]
-                data = dumps({**cast("dict[str, Any]", stored), **extra} if isinstance(stored, dict) else stored)
             after = row["seq"]
+            data = b"" if row["event"] == STATE else await _data(engine, thread_id, row)
             yield Event(row["seq"], row["ms"], row["run_id"], row["event"], data)
         if len(rows) < PAGE:
             return
+
+
+async def _data(engine: Engine, thread_id: UUID, row: dict[str, Any]) -> bytes:
+    data = row["data"].encode() if row["data"] is not None else b"{}"
+    if not row["checkpoint_id"]:
+        return data
+    snapshot = await state.read(engine, thread_id, checkpoint_id=row["checkpoint_id"])
+    extra: dict[str, Any] = orjson.loads(data)
+    values: Any = snapshot["values"]
+    return dumps({**cast("dict[str, Any]", values), **extra} if isinstance(values, dict) else values)
+
+
+ONE = "SELECT data, checkpoint_id FROM run_events WHERE thread_id = %(thread_id)s AND seq = %(seq)s"
+
+
+async def data_of(engine: Engine, thread_id: UUID, seq: int) -> bytes:
+    """The data of one event, read from the table; `{}` if it has been deleted."""
+    async with engine.pool.connection() as conn:
+        row = await (await conn.execute(ONE, {"thread_id": thread_id, "seq": seq})).fetchone()
+    return await _data(engine, thread_id, row) if row else b"{}"
+
+
+NAMED = """
+SELECT seq, run_id, (extract(epoch FROM at) * 1000)::bigint AS ms, event, data
+  FROM run_events
+ WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s AND split_part(event, '|', 1) = %(name)s
+ ORDER BY seq
+"""
+
+
+async def named(engine: Engine, thread_id: UUID, run_id: UUID, name: str) -> list[Event]:
+    """A run's stored events of one name, whatever their namespace."""
+    async with engine.pool.connection() as conn:
+        params = {"thread_id": thread_id, "run_id": run_id, "name": name}
+        rows = await (await conn.execute(NAMED, params)).fetchall()
+    return [Event(row["seq"], row["ms"], row["run_id"], row["event"], (row["data"] or "{}").encode()) for row in rows]
 
 
 RUN_POSITION = "SELECT first_seq, status FROM runs WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s"
@@ -369,9 +413,14 @@ THREAD_POSITION = "SELECT event_seq FROM threads WHERE thread_id = %(thread_id)s
 
 async def position(engine: Engine, thread_id: UUID) -> int:
     """The seq of the thread's newest event. Raises ThreadNotFound."""
+    seq = await _position(engine, thread_id)
+    if seq is None:
+        raise ThreadNotFound(f"Thread with ID {thread_id} not found")
+    return seq
+
+
+async def _position(engine: Engine, thread_id: UUID) -> int | None:
     async with engine.pool.connection() as conn:
         cursor = await conn.execute(THREAD_POSITION, {"thread_id": thread_id})
         row = await cursor.fetchone()
-    if row is None:
-        raise ThreadNotFound(f"Thread with ID {thread_id} not found")
-    return row["event_seq"]
+    return row["event_seq"] if row else None

@@ -49,6 +49,10 @@ class Frames:
         else:
             yield mode + suffix, dumps(cast(object, data))
 
+    def close(self, error: str | None = None) -> Iterator[tuple[str, bytes]]:
+        """What is left when the graph has stopped: nothing, here; see `channels.Channels`."""
+        yield from ()
+
     def _accumulate(self, message: BaseMessage, metadata: dict[str, Any], suffix: str) -> Iterator[tuple[str, bytes]]:
         ident = message.id or ""
         if ident not in self._announced:

@@ -39,6 +39,7 @@ class NewRun:
     """What a client asks for; see WIRE: `POST /threads/{id}/runs`. `assistant` is a UUID or a graph name.
 
     `behind_question`: wait while the thread has an open question, instead of superseding it.
+    `protocol`: record every channel of the event protocol (`channels`), whatever `stream_mode` says.
     """
 
     assistant: str
@@ -63,6 +64,7 @@ class NewRun:
     durability: str = "sync"
     idempotency_key: str | None = None
     behind_question: bool = False
+    protocol: bool = False
 
 
 def record(row: dict[str, Any]) -> dict[str, Any]:
@@ -286,6 +288,7 @@ def _kwargs(
         "resumable": new.stream_resumable,
         "durability": new.durability,
         "on_disconnect": new.on_disconnect,
+        **({"protocol": True} if new.protocol else {}),
         **({"answered": answered} if answered is not None else {}),
     }
 

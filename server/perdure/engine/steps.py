@@ -249,7 +249,7 @@ class Journal:
     async def start(
         self,
         agent: str,
-        input: Any,  # noqa: A002 (the word of the protocol)
+        input: Any,
         *,
         key: str | None,
         idempotency_key: str,
