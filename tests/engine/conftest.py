@@ -31,6 +31,7 @@ from perdure.engine.registry import GraphEntry, Registry
 
 TABLES = (
     *("threads", "runs", "run_events", "steps", "interrupts", "workers", "idempotency_keys", "assistants"),
+    *("webhooks", "purges", "crons", "child_waits", "limit_places", "limit_waiters", "messages"),
     *("checkpoints", "checkpoint_blobs", "checkpoint_writes"),
 )
 

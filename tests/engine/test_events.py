@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 
 from perdure.engine import events, hub, queue, runs, threads
 from perdure.engine.core import Engine
-from perdure.engine.errors import RunNotFound, StorageError, ThreadNotFound
+from perdure.engine.errors import LeaseLost, RunNotFound, StorageError, ThreadNotFound
 from perdure.engine.events import Frame, Outbox
 from perdure.engine.groupcommit import GroupCommit
 
@@ -102,7 +102,7 @@ async def claimed(lab) -> tuple[Any, Any]:
 
 
 def outbox(lab, run, **given: Any) -> Outbox:
-    options: Any = {"flush_seconds": 0.001, "on_lost": lambda: None, **given}
+    options: Any = {"flush_seconds": 0.001, "on_broken": lambda _: None, **given}
     group, reader = options.pop("group", None) or lab.group(), options.pop("hub", lab.engine.hub)
     return Outbox(group, reader, run.thread_id, run.run_id, run.fence, **options)
 
@@ -137,7 +137,7 @@ async def test_follow_replays_and_goes_live_without_loss_or_duplicates(lab, else
                 asyncio.create_task(collect(lab, thread, run.run_id, engine=e)) for e in (lab.engine, elsewhere)
             ]
         await asyncio.sleep(0.001 if n % 3 else 0)
-    await end(lab, run, *await box.close())
+    await end(lab, run, *await box.close(lab.engine.pool))
     late = await collect(lab, thread, run.run_id)
     assert [e.event for e in late] == ["lifecycle", *["custom"] * 150, "lifecycle"]
     assert [e.data for e in late[1:-1]] == [b"%d" % n for n in range(150)]
@@ -151,7 +151,7 @@ async def test_reader_may_come_back_after_any_event(lab, elsewhere):
     box = outbox(lab, run)
     for n in range(10):
         box.add(Frame.of("custom", n))
-    await end(lab, run, *await box.close())
+    await end(lab, run, *await box.close(lab.engine.pool))
     whole = await collect(lab, thread, run.run_id)
     for seen in range(len(whole) + 3):
         assert await collect(lab, thread, run.run_id, after=seen, engine=elsewhere) == whole[seen:]
@@ -343,7 +343,7 @@ async def test_lost_listen_connection_is_made_anew_and_nothing_is_missed(lab, el
     box = outbox(lab, run, hub=None)
     for n in range(5):
         box.add(Frame.of("custom", n))
-    await end(lab, run, *await box.close())
+    await end(lab, run, *await box.close(lab.engine.pool))
     assert [e.data for e in (await reader)[1:-1]] == [b"%d" % n for n in range(5)]
 
 
@@ -371,7 +371,7 @@ async def test_slow_reader_with_a_full_mailbox_reads_from_the_table(lab, monkeyp
         for n in range(60):
             box.add(Frame.of("custom", n))
             await asyncio.sleep(0.002)
-        left = await box.close()
+        left = await box.close(lab.engine.pool)
         await asyncio.sleep(0.01)
         seen.append(await anext(stream))
         await end(lab, run, *left)
@@ -401,18 +401,18 @@ async def test_first_frame_after_silence_goes_at_once_and_those_made_meanwhile_g
     await lab.until(lambda: lab.rows(written))
     await asyncio.sleep(0.05)
     assert len(await lab.rows(written)) == 1
-    assert [frame.data for frame in await box.close()] == [b"1", b"2", b"3"]
+    assert [frame.data for frame in await box.close(lab.engine.pool)] == [b"1", b"2", b"3"]
 
 
 async def test_stale_owner_appends_no_event_and_is_told_to_stop(lab):
     thread, run = await claimed(lab)
     await lab.fence_off(thread)
     before = await lab.everything()
-    told = asyncio.Event()
-    box = outbox(lab, run, on_lost=told.set)
+    told: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+    box = outbox(lab, run, on_broken=told.set_result)
     box.add(Frame.of("custom", 1))
     async with asyncio.timeout(5):
-        await told.wait()
+        assert isinstance(await told, LeaseLost)
     assert await lab.everything() == before
 
 

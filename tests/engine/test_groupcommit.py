@@ -276,3 +276,41 @@ async def test_write_behind_a_lost_one_of_the_same_owner_is_lost_too(lab):
     assert isinstance(ends[0], StorageError)
     assert isinstance(ends[1], StorageError)
     assert await lab.rows("SELECT * FROM steps") == []
+
+
+async def test_owner_that_has_lost_a_write_writes_nothing_more_and_others_do(lab):
+    pool = FailingPool(lab.engine.pool)
+    group = GroupCommit(pool, origin="")  # type: ignore[arg-type]
+    thread = await lab.thread()
+    pool.broken = 1
+    with pytest.raises(StorageError):
+        await group.submit(events(thread, "lost"))
+    with pytest.raises(StorageError):
+        await group.submit(events(thread, "after it"))
+    assert await group.submit(events(await lab.thread(), "of another thread")) == 0
+    await lab.fence_off(thread)
+    assert await group.submit(events(thread, "of the next owner", fence=1)) == 0
+    group.forget(thread)  # the attempt has ended
+    assert await group.submit(events(thread, "again", fence=1)) == 1
+
+
+async def test_write_behind_one_that_was_lost_when_its_group_was_split_is_lost_too(lab):
+    """A refused row makes each write of the group a statement of its own, and then the database is lost."""
+    pool = FailingPool(lab.engine.pool)
+    group = GroupCommit(pool, origin="")  # type: ignore[arg-type]
+    thread = await lab.thread()
+
+    class LosesOne(FailingPool):
+        def connection(self) -> Any:
+            self.broken = int(self.used == 1)  # the whole group is refused; then the first write is lost
+            return super().connection()
+
+    group._pool = LosesOne(lab.engine.pool)  # type: ignore[assignment]
+    writes = [
+        Write(thread, 0, checkpoints=[checkpoint("c")]),
+        Write(thread, 0, steps=[step("pay")]),
+        events(await lab.thread(), "\x00"),
+    ]
+    ends = await asyncio.gather(*(group.submit(write) for write in writes), return_exceptions=True)
+    assert [type(end) for end in ends[:2]] == [StorageError, StorageError]
+    assert await lab.rows("SELECT * FROM steps") == []

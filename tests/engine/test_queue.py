@@ -129,7 +129,7 @@ async def test_delayed_run_is_overtaken_by_later_ones_and_starts_when_it_is_due(
     assert claimed.run_id == soon["run_id"]
     await finish(lab, claimed)
     assert await lab.claim() == []
-    assert 3500 < (await queue.next_ready(lab.engine.pool) or 0) <= 3600
+    assert 3500 < (await queue.next_ready(lab.engine.pool, ["default"]) or 0) <= 3600
     assert (await lab.thread_row(thread))["status"] == "busy"
     await lab.retries_are_due()
     assert (await lab.claim_one()).run_id == late["run_id"]
@@ -166,11 +166,26 @@ async def test_retrying_run_holds_the_queue_of_its_thread(lab):
     assert await lab.claim(slots=5) == []
     row = await lab.run(first)
     assert (row["status"], row["failures"], row["error"], row["worker_id"]) == ("pending", 1, ERROR, None)
-    assert 3500 < (await queue.next_ready(lab.engine.pool) or 0) <= 3600
+    assert 3500 < (await queue.next_ready(lab.engine.pool, ["default"]) or 0) <= 3600
     await lab.retries_are_due()
     again = await lab.claim_one()
     assert (again.run_id, again.attempt, again.failures) == (first["run_id"], 2, 1)
     assert again.fence > claimed.fence
+
+
+async def test_ready_run_of_a_locked_thread_is_not_claimed_and_is_due_already(lab):
+    """A worker looks again in a moment, instead of waiting for news that may not come."""
+    thread = await lab.thread()
+    run = await lab.enqueue(thread, {})
+    assert await queue.next_ready(lab.engine.pool, ["another"]) is None
+    async with lab.connection() as conn, conn.transaction():
+        await conn.execute("SELECT 1 FROM threads FOR UPDATE")
+        assert await lab.claim() == []
+        due = await queue.next_ready(lab.engine.pool, ["default"])
+        assert due is not None
+        assert due <= 0
+    assert (await lab.claim_one()).run_id == run["run_id"]
+    assert await queue.next_ready(lab.engine.pool, ["default"]) is None
 
 
 async def test_paused_run_holds_the_queue_of_its_thread(lab):

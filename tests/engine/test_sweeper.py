@@ -130,7 +130,7 @@ async def test_events_of_an_ended_run_go_a_minute_after_its_end_unless_its_strea
     old = await lab.enqueue(thread, {"text": ""})
     resumable = await lab.enqueue(thread, {"text": ""}, stream_resumable=True)
     await lab.work()
-    await lab.execute(sql.SQL("UPDATE runs SET ended_at = now() - interval {}").format(sql.Literal(age)))
+    await lab.execute(sql.SQL("UPDATE purges SET purge_at = purge_at - interval {}").format(sql.Literal(age)))
     recent = await lab.enqueue(thread, {"text": ""})
     await lab.work()
     waiting = await lab.enqueue(thread, {"text": ""})
@@ -145,7 +145,7 @@ async def test_events_of_a_run_that_was_rolled_back_or_deleted_do_not_stay_for_e
     await runs.cancel(lab.engine, thread, first["run_id"], "rollback")
     await lab.work()
     await runs.delete(lab.engine, thread, second["run_id"])
-    await lab.execute("UPDATE run_events SET at = now() - interval '1 hour'")
+    await lab.execute("UPDATE purges SET purge_at = purge_at - interval '2 min'")
     await at_once(lab, sweeper.retention, "conn")
     assert [*await lab.events(first), *await lab.events(second)] == []
 

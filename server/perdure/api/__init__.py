@@ -14,7 +14,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from perdure.api import agents, assistants, crons, errors, interrupts, runs, store, system, threads
+from perdure.api import agents, assistants, control, crons, errors, interrupts, protocol, runs, store, system, threads
 from perdure.api.body import JsonBody
 from perdure.api.cors import Cors, cors_options
 from perdure.api.records import ERRORS
@@ -28,7 +28,9 @@ ROUTERS = (
     threads.router,
     crons.router,
     store.router,
+    control.router,
     runs.router,
+    protocol.router,
     agents.router,
     interrupts.router,
 )

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any, cast
 
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
+from langchain_core.messages import AIMessage, AnyMessage, ToolMessage
 from langchain_core.tools import BaseTool
 from langgraph.types import RetryPolicy
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -30,6 +31,8 @@ class DurableModel(AgentMiddleware[Any, Any, Any]):
       attempt is seen.
     - `max_calls`: how often the model may be called for one human message; one more raises TerminalError.
       None: no limit.
+    - A tool call that was never answered, because its run was cancelled, is answered with "cancelled" in what
+      the model is sent: models refuse a history with such a hole. The thread's state stays as it is.
 
     Works on `ainvoke` and `astream` only: RuntimeError from `invoke`.
     """
@@ -53,6 +56,7 @@ class DurableModel(AgentMiddleware[Any, Any, Any]):
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ModelResponse[Any]:
+        request = request.override(messages=_mended(request.messages))
         calls = _calls_so_far(request)
         if self._max_calls is not None and calls >= self._max_calls:
             raise TerminalError(
@@ -70,6 +74,27 @@ class DurableModel(AgentMiddleware[Any, Any, Any]):
 
     def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:
         raise RuntimeError("DurableModel is async only: run the agent with ainvoke() or astream()")
+
+
+def _mended(messages: list[AnyMessage]) -> list[AnyMessage]:
+    """The messages, with an answer to each tool call that has none, right behind those that it has."""
+    answered = {message.tool_call_id for message in messages if isinstance(message, ToolMessage)}
+    mended: list[AnyMessage] = []
+    holes: list[AnyMessage] = []
+    for message in messages:
+        if not isinstance(message, ToolMessage):
+            mended += holes
+            holes = []
+        mended.append(message)
+        if isinstance(message, AIMessage):
+            open_calls = [call for call in message.tool_calls if call["id"] not in answered]
+            holes = [
+                ToolMessage(
+                    "The call was cancelled before it had a result.", tool_call_id=call["id"] or "", status="error"
+                )
+                for call in open_calls
+            ]
+    return [*mended, *holes]
 
 
 def _calls_so_far(request: ModelRequest[Any]) -> int:

@@ -24,8 +24,8 @@ from langgraph.types import Command, Send
 from psycopg_pool import PoolTimeout
 
 from perdure.engine import interrupts, queue, runs
-from perdure.engine.errors import LeaseLost
 from perdure.engine.channels import MODES, Channels, asked_frames
+from perdure.engine.errors import LeaseLost
 from perdure.engine.events import STATE, Frame, Outbox
 from perdure.engine.frames import Frames, graph_modes
 from perdure.engine.groupcommit import GroupCommit

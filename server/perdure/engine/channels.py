@@ -120,10 +120,11 @@ def custom(data: Any) -> dict[str, Any]:
     return {"payload": data}
 
 
-def checkpoint(data: Any) -> dict[str, Any]:
+def checkpoint(data: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint as the protocol knows it: enough to fork from it; `state.get` has the rest."""
-    parent, metadata = data.get("parent_config"), data.get("metadata") or {}
-    told = {
+    parent: Any = data.get("parent_config")
+    metadata: dict[str, Any] = data.get("metadata") or {}
+    told: dict[str, Any] = {
         "id": data["config"]["configurable"].get("checkpoint_id"),
         "parent_id": parent["configurable"].get("checkpoint_id") if parent else None,
         "step": metadata.get("step"),
@@ -134,9 +135,9 @@ def checkpoint(data: Any) -> dict[str, Any]:
 
 def without_interrupt(data: Any) -> Any:
     """A state without the questions that streams add to it."""
-    if isinstance(data, dict) and "__interrupt__" in data:
-        return {k: v for k, v in cast("dict[str, Any]", data).items() if k != "__interrupt__"}
-    return data
+    if not isinstance(data, dict) or "__interrupt__" not in data:
+        return cast(Any, data)
+    return {k: v for k, v in cast("dict[str, Any]", data).items() if k != "__interrupt__"}
 
 
 def _frame(channel: str, namespace: Namespace, data: Any) -> tuple[str, bytes]:

@@ -160,9 +160,9 @@ async def enqueue_in(
     if new.idempotency_key:
         first = await idempotency.claim(conn, new.idempotency_key, (thread_id, new), run_id)
         if first is not None:
-            return await _get(conn, *first), []
+            return await get_in(conn, *first), []
     thread_id = thread_id or uuid4()
-    thread = await _lock(conn, thread_id, create=stateless or new.if_not_exists == "create", temporary=temporary)
+    thread = await lock(conn, thread_id, create=stateless or new.if_not_exists == "create", temporary=temporary)
     if new.idempotency_key:
         await idempotency.settle(conn, new.idempotency_key, thread_id)
     active = await _active(conn, thread_id)
@@ -235,7 +235,7 @@ def _delay(seconds: float) -> timedelta:
     return timedelta(seconds=seconds)
 
 
-async def _lock(conn: Conn, thread_id: UUID, *, create: bool, temporary: bool) -> dict[str, Any]:
+async def lock(conn: Conn, thread_id: UUID, *, create: bool = False, temporary: bool = False) -> dict[str, Any]:
     """The thread's row, locked until the caller's transaction ends. Raises ThreadNotFound."""
     if create:
         await threads.insert(conn, thread_id, {}, temporary=temporary)
@@ -299,10 +299,11 @@ GET: LiteralString = "SELECT " + COLUMNS + " FROM runs WHERE thread_id = %(threa
 async def get(engine: Engine, thread_id: UUID, run_id: UUID) -> dict[str, Any]:
     """Raises RunNotFound."""
     async with engine.pool.connection() as conn:
-        return await _get(conn, thread_id, run_id)
+        return await get_in(conn, thread_id, run_id)
 
 
-async def _get(conn: Conn, thread_id: UUID, run_id: UUID) -> dict[str, Any]:
+async def get_in(conn: Conn, thread_id: UUID, run_id: UUID) -> dict[str, Any]:
+    """As `get`, on the caller's connection."""
     row = await (await conn.execute(GET, {"thread_id": thread_id, "run_id": run_id})).fetchone()
     if row is None:
         raise RunNotFound(f"Run with ID {run_id} not found")
@@ -354,25 +355,28 @@ ON CONFLICT (thread_id, run_id) DO UPDATE SET purge_at = excluded.purge_at
 async def delete(engine: Engine, thread_id: UUID, run_id: UUID) -> None:
     """Forget a run that has ended. Raises RunNotFound, and RunFinished while it is active."""
     async with engine.pool.connection() as conn, conn.transaction():
-        await _lock(conn, thread_id, create=False, temporary=False)
-        run = await _get(conn, thread_id, run_id)
+        await lock(conn, thread_id)
+        run = await get_in(conn, thread_id, run_id)
         if run["status"] in ACTIVE or run.get("paused"):
             raise RunFinished(f"Run {run_id} is {run['status']}; cancel it before you delete it")
         await conn.execute(DELETE, {"thread_id": thread_id, "run_id": run_id})
 
 
-async def cancel(engine: Engine, thread_id: UUID, run_id: UUID, action: Action = "interrupt") -> None:
+async def cancel(
+    engine: Engine, thread_id: UUID, run_id: UUID, action: Action = "interrupt", *, compensate: bool = True
+) -> None:
     """Stop a run. `interrupt` keeps its finished steps, `rollback` deletes it and its checkpoints.
 
     Ownership is taken away in this transaction, so nothing more can be written; the worker
-    learns of it afterwards. Raises RunNotFound when there is no such active run.
+    learns of it afterwards. A run with an open saga undoes it first, unless `compensate` is
+    False. Raises RunNotFound when there is no such active run.
     """
     async with engine.pool.connection() as conn, conn.transaction():
-        thread = await _lock(conn, thread_id, create=False, temporary=False)
+        thread = await lock(conn, thread_id)
         run = next((r for r in await _active(conn, thread_id) if r["run_id"] == run_id), None)
         if run is None:
             raise RunNotFound(f"Run with ID {run_id} not found or not active")
-        published, _ = await _stop(engine, conn, thread, run, action)
+        published, _ = await _stop(engine, conn, thread, run, action, compensate=compensate)
     engine.hub.publish(thread_id, published)
     await children.cancel_orphans(engine)
 
@@ -438,7 +442,14 @@ TAKE_AWAY = "UPDATE threads SET fence = fence + 1 WHERE thread_id = %(thread_id)
 
 
 async def _stop(
-    engine: Engine, conn: Conn, thread: dict[str, Any], run: dict[str, Any], action: Action, *, successor: bool = False
+    engine: Engine,
+    conn: Conn,
+    thread: dict[str, Any],
+    run: dict[str, Any],
+    action: Action,
+    *,
+    successor: bool = False,
+    compensate: bool = True,
 ) -> tuple[list[Event], bool]:
     """Take a run from its queue or its worker, in the caller's transaction, which holds the thread's row.
 
@@ -450,9 +461,9 @@ async def _stop(
     owner = thread["run_id"] == run_id
     if owner:
         await conn.execute(threads.CANCEL_NOTICE, {"run_id": str(run_id)})
-        if run["cancelling"]:
+        if run["cancelling"] and compensate:
             return [], False
-        if await (await conn.execute(OPEN_SAGA, {"thread_id": thread_id})).fetchone():
+        if compensate and await (await conn.execute(OPEN_SAGA, {"thread_id": thread_id})).fetchone():
             await conn.execute(TAKE_AWAY, {"thread_id": thread_id})
             await conn.execute(COMPENSATE, {"thread_id": thread_id, "run_id": run_id, "action": action})
             await conn.execute(NOTIFY_WORK)

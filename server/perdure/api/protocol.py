@@ -1,0 +1,199 @@
+"""The event protocol: commands by POST, a thread's events by SSE, and both on one WebSocket.
+
+The event streams stay open across runs, and may be opened before the thread exists. Wire source:
+langgraph-api 0.16, types of `langchain-protocol` 0.0.20.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Annotated, Any, cast
+from uuid import UUID, uuid4
+
+from fastapi import APIRouter, Depends, Response, WebSocket
+from starlette.websockets import WebSocketDisconnect
+
+from perdure.api import records, schemas
+from perdure.api.answers import Json
+from perdure.api.body import BodyRefused, JsonRoute, any_json, parse
+from perdure.api.commands import CommandFailed, checked, execute, failure, parts, success
+from perdure.api.context import EngineDep
+from perdure.api.schemas import UUID_TEXT, ThreadId
+from perdure.api.sse import HEARTBEAT, closing, event_stream, frame
+from perdure.engine import protocol
+from perdure.engine.core import Engine
+from perdure.engine.errors import EngineError, InvalidInput
+from perdure.engine.jsonable import dumps
+from perdure.engine.protocol import CHANNELS, Shown, Wanted
+
+router = APIRouter(prefix="/threads/{thread_id}", route_class=JsonRoute, tags=["protocol"])
+
+MAX_SUBSCRIPTIONS = 100  # of one socket
+GONE, MALFORMED = 4404, 4422  # close codes that clients read as the HTTP status
+
+
+def wanted(body: schemas.EventFilter) -> Wanted:
+    """Raises InvalidInput (400) for channels that do not exist, or none."""
+    asked: object = body.channels
+    given = cast("list[Any]", asked) if isinstance(asked, list) else []
+    if not given:
+        raise InvalidInput("channels", "must be a list of at least one channel", status=400)
+    for channel in given:
+        named = isinstance(channel, str) and channel.startswith("custom:") and len(channel) > len("custom:")
+        if channel not in CHANNELS and not named:
+            known = ", ".join((*CHANNELS, "custom:<name>"))
+            raise InvalidInput("channels", f"unknown channel {channel!r}; there are {known}", status=400)
+    return Wanted(channels=frozenset(given), namespaces=body.namespaces, depth=body.depth)
+
+
+@router.post("/commands", openapi_extra=records.ANY_BODY)
+async def command(thread_id: ThreadId, engine: EngineDep, envelope: Annotated[Any, Depends(any_json)]) -> Response:
+    """Carry out a command. 200 for success and failure alike; 400 for what is no command.
+
+    A subscription belongs to a WebSocket: here it is accepted and has no effect.
+    """
+    try:
+        ident, method, params = parts(envelope)
+    except CommandFailed as exc:
+        return Json({**failure(None, exc.code, str(exc)), "detail": str(exc)}, 400)
+    if method == "subscription.subscribe":
+        try:
+            wanted(checked(schemas.EventFilter, params))
+        except (CommandFailed, InvalidInput) as exc:
+            return Json(failure(ident, "invalid_argument", str(exc)))
+        return Json(success(ident, {"subscription_id": str(uuid4()), "replayed_events": 0}, None))
+    if method == "subscription.unsubscribe":
+        return Json(success(ident, {}, None))
+    return Json(await execute(engine, thread_id, ident, method, params))
+
+
+@router.post("/stream/events", responses=records.EVENT_STREAM)
+async def stream_events(thread_id: ThreadId, body: schemas.EventFilter, engine: EngineDep) -> Response:
+    """Follow the channels of a thread: what is stored after `since`, then what comes."""
+    return event_stream(_frames(protocol.follow(engine, thread_id, wanted(body), since=body.since)))
+
+
+async def _frames(source: AsyncIterator[Shown | None]) -> AsyncIterator[bytes]:
+    async with closing(source) as shown:
+        async for event in shown:
+            yield HEARTBEAT if event is None else frame(event.method, event.json(), str(event.seq))
+
+
+@router.websocket("/stream/events")
+async def socket_events(socket: WebSocket, thread_id: str) -> None:
+    """Commands in, their answers and the events of the subscriptions out."""
+    await socket.accept()
+    if not UUID_TEXT.fullmatch(thread_id):
+        await socket.close(MALFORMED, "Invalid thread ID: must be a UUID")
+        return
+    connection = _Connection(socket, socket.app.state.engine, UUID(thread_id))
+    try:
+        with suppress(WebSocketDisconnect):
+            await connection.serve()
+    finally:
+        await connection.close()
+
+
+@dataclass(eq=False)
+class _Subscription:
+    wanted: Wanted
+    since: int
+    ident: str = field(default_factory=lambda: str(uuid4()))
+    task: asyncio.Task[None] | None = None
+
+
+class _Connection:
+    """One socket: the subscriptions of a client, each with a task that reads the thread."""
+
+    def __init__(self, socket: WebSocket, engine: Engine, thread_id: UUID) -> None:
+        self.socket = socket
+        self.engine = engine
+        self.thread_id = thread_id
+        self.subscriptions: list[_Subscription] = []
+        self._sending = asyncio.Lock()
+
+    async def serve(self) -> None:
+        """Answer commands until the client leaves (WebSocketDisconnect)."""
+        while True:
+            message = await self.socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            text: str | None = message.get("text")
+            raw: bytes = text.encode(errors="surrogatepass") if text is not None else message.get("bytes") or b""
+            ident: int | None = None
+            try:
+                ident, method, params = parts(parse(raw, max_depth=self.engine.settings.max_json_depth))
+                answer = await self._execute(ident, method, params)
+            except BodyRefused as exc:
+                answer = failure(None, "invalid_argument", str(exc))
+            except CommandFailed as exc:
+                answer = failure(ident, exc.code, str(exc))
+            if answer is not None:
+                await self._send(dumps(answer))
+
+    async def close(self) -> None:
+        tasks = [one.task for one in self.subscriptions if one.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _execute(self, ident: int, method: str, params: dict[str, Any]) -> dict[str, Any] | None:
+        if method == "subscription.subscribe":
+            return await self._subscribe(ident, params)
+        if method == "subscription.unsubscribe":
+            for one in self.subscriptions:
+                if one.ident == params.get("subscription_id"):
+                    self.subscriptions.remove(one)
+                    if one.task is not None:
+                        one.task.cancel()
+                    return success(ident, {}, None)
+            raise CommandFailed("no_such_subscription", "This connection has no subscription with that id")
+        if method == "subscription.reconnect":
+            return success(ident, {"restored": False}, None)  # they end with their connection
+        return await execute(self.engine, self.thread_id, ident, method, params)
+
+    async def _subscribe(self, ident: int, params: dict[str, Any]) -> None:
+        if len(self.subscriptions) >= MAX_SUBSCRIPTIONS:
+            raise CommandFailed("invalid_argument", f"A connection may have {MAX_SUBSCRIPTIONS} subscriptions")
+        body = checked(schemas.EventFilter, params)
+        try:
+            one = _Subscription(wanted(body), body.since)
+        except InvalidInput as exc:
+            raise CommandFailed("invalid_argument", str(exc)) from exc
+        stored, last = await protocol.replay(self.engine, self.thread_id, one.wanted, since=one.since)
+        await self._send(
+            dumps(success(ident, {"subscription_id": one.ident, "replayed_events": len(stored)}, last or None))
+        )
+        self.subscriptions.append(one)
+        one.task = asyncio.create_task(self._follow(one, stored, last), name=f"subscription {one.ident}")
+
+    async def _follow(self, one: _Subscription, stored: list[Shown], last: int) -> None:
+        try:
+            for event in stored:
+                await self._show(one, event)
+            stored.clear()
+            async with closing(protocol.follow(self.engine, self.thread_id, one.wanted, since=last)) as source:
+                async for event in source:
+                    if event is not None:
+                        await self._show(one, event)
+            await self.socket.close(GONE, "The thread has been deleted")
+        except (WebSocketDisconnect, RuntimeError):  # the client has gone; `serve` notices it too
+            return
+        except EngineError:
+            await self.socket.close(GONE)
+
+    async def _show(self, one: _Subscription, event: Shown) -> None:
+        """Send an event, unless an older subscription of this connection sends it."""
+        for older in self.subscriptions:
+            if older is one:
+                break
+            if older.since < event.seq and older.wanted.event(event):
+                return
+        await self._send(event.json())
+
+    async def _send(self, data: bytes) -> None:
+        async with self._sending:
+            await self.socket.send_text(data.decode())
