@@ -64,7 +64,8 @@ class Nursery:
         )
 
     def fork(self, order: dict[str, Any]) -> WorkerProcess:
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         self._process.stdin.write(json.dumps({"fork": order}) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())

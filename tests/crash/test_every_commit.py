@@ -212,7 +212,9 @@ async def check(fleet: Fleet, outcome: Outcome, expected: Outcome) -> None:
     left = await fleet.rows("SELECT status FROM runs WHERE status IN ('pending', 'running', 'paused')")
     busy = await fleet.rows("SELECT status FROM threads WHERE status = 'busy' OR run_id IS NOT NULL")
     asked = await fleet.rows("SELECT status FROM interrupts WHERE status = 'open'")
-    assert not left and not busy and not asked
+    assert not left
+    assert not busy
+    assert not asked
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

@@ -102,7 +102,8 @@ async def test_an_accepted_answer_is_consumed_once(fleet: Fleet, kind: str, when
     assert (await fleet.finish(thread, run))["__interrupt__"][0]["value"] == "second?"
     thread, run = await fleet.start("questions", thread, command={"resume": "two"})
     assert (await fleet.finish(thread, run))["answers"] == ["one", "two"]
-    assert fleet.effects["q1 one"] <= 2 and fleet.effects["q0"] == 1
+    assert fleet.effects["q1 one"] <= 2
+    assert fleet.effects["q0"] == 1
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])

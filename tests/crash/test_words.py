@@ -22,7 +22,9 @@ async def test_a_sleeping_run_needs_no_worker_and_goes_on_when_it_is_due(fleet: 
     thread, run = await fleet.start("napping", input={"log": []})
     await becomes(fleet, run, "suspended")
     shown = await runs.get(fleet.engine, thread, run)
-    assert shown["status"] == "running" and shown["suspended"] and shown["next_at"]
+    assert shown["status"] == "running"
+    assert shown["suspended"]
+    assert shown["next_at"]
     worker.kill()
     fleet.worker()
     assert (await fleet.finish(thread, run))["log"] == ["did before nap", "did after nap"]
@@ -35,11 +37,7 @@ async def test_a_parent_waits_for_its_children_without_a_slot(fleet: Fleet) -> N
     thread, run = await fleet.start("parent", input={"log": []})
     values = await fleet.finish(thread, run)
     children = [f"did small child {i}" for i in range(3)]
-    assert values["log"] == ["child", "did a", "did b", "did c", "child 0", children[0], "child 1", children[1]] + [
-        "child 2",
-        children[2],
-        "did parent",
-    ]
+    assert values["log"] == ["child", "did a", "did b", "did c", "child 0", children[0], "child 1", children[1], "child 2", children[2], "did parent"]
     assert set(fleet.effects.values()) == {1}
 
 
@@ -61,7 +59,8 @@ async def test_a_childs_question_does_not_wake_the_parent_its_answer_does(fleet:
         assert await status(fleet, run) == "suspended"
         _, child["run_id"] = await fleet.start("questions", child["thread_id"], command={"resume": answer})
     values = await fleet.finish(thread, run)
-    assert values["answers"] == ["one", "two"] and fleet.effects["told"] == 1
+    assert values["answers"] == ["one", "two"]
+    assert fleet.effects["told"] == 1
 
 
 async def test_cancelling_a_parent_cancels_its_children(fleet: Fleet) -> None:
@@ -96,7 +95,9 @@ async def test_a_saga_is_undone_in_reverse_although_the_worker_dies_in_the_middl
     hold.unlink()
     fleet.worker()
     assert (await fleet.finish(thread, run))["log"] == ["No car left", "did sorry"]
-    assert fleet.effects["undo flight"] == 1 and fleet.effects["undo hotel"] == 2 and fleet.effects["failed"] == 1
+    assert fleet.effects["undo flight"] == 1
+    assert fleet.effects["undo hotel"] == 2
+    assert fleet.effects["failed"] == 1
     order = fleet.effects_file.read_text().splitlines()
     assert order.index("undo flight") < order.index("undo hotel")
 
@@ -115,9 +116,12 @@ async def test_cancelling_a_saga_undoes_it_first_and_leaves_a_usable_thread(flee
     async for _ in events.ended(fleet.engine, thread, run):
         pass
     assert await status(fleet, run) == "interrupted"
-    assert fleet.effects["undo car"] == 1 and fleet.effects["undo flight"] == 1 and fleet.effects["undo hotel"] == 2
+    assert fleet.effects["undo car"] == 1
+    assert fleet.effects["undo flight"] == 1
+    assert fleet.effects["undo hotel"] == 2
     shown = await threads.get(fleet.engine, thread)
-    assert shown["status"] == "idle" and shown["error"]["error"] == "UserInterrupt"
+    assert shown["status"] == "idle"
+    assert shown["error"]["error"] == "UserInterrupt"
     assert (await state.read(fleet.engine, thread))["next"] == []
     fleet.effects_file.with_name("effects.hold.car").unlink()
     thread, run = await fleet.start("long_trip", thread, input={"log": ["again"]})
@@ -134,7 +138,8 @@ async def test_new_input_by_interrupt_waits_until_the_saga_is_undone(fleet: Flee
     hold.unlink()
     assert (await fleet.finish(thread, run))["log"][-1] == "booked"
     order = fleet.effects_file.read_text().splitlines()
-    assert order[-3:] == ["hotel", "flight", "car"] and order.count("undo hotel") == 1
+    assert order[-3:] == ["hotel", "flight", "car"]
+    assert order.count("undo hotel") == 1
 
 
 async def test_a_limit_holds_over_workers_and_survives_their_death(fleet: Fleet) -> None:

@@ -14,7 +14,8 @@ def test_unanswered_tool_calls_are_answered_where_they_belong() -> None:
     history = [HumanMessage("1"), asked, ToolMessage("yes", tool_call_id="a"), HumanMessage("2")]
     mended = _mended(history)
     assert [message.type for message in mended] == ["human", "ai", "tool", "tool", "human"]
-    assert mended[3].tool_call_id == "b" and "cancelled" in mended[3].content
+    assert mended[3].tool_call_id == "b"
+    assert "cancelled" in mended[3].content
     assert len(history) == 4
 
 

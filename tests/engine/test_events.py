@@ -437,3 +437,24 @@ async def test_frames_after_a_lost_flush_are_not_lost_in_silence(lab):
     row = await lab.run({"run_id": run.run_id})
     shown = [e["event"] for e in await lab.events({"run_id": run.run_id})]
     assert row["status"] == "pending" or shown.count("values") == 3, (row["status"], shown)
+
+
+async def test_run_whose_last_frames_were_lost_is_settled_all_the_same(lab):
+    """The database was away under the last batch: the graph has ended, and the attempt ends too."""
+    _, run = await claimed(lab)
+
+    class LosesTheLast(GroupCommit):
+        lost = 0
+
+        def enqueue(self, write: Any) -> Any:
+            if not write.events or not any(row[2] == "values" for row in write.events):
+                return super().enqueue(write)
+            self.lost += 1
+            write.done = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_later(0.3, write.done.set_exception, StorageError("away"))
+            return write.done
+
+    group = LosesTheLast(lab.engine.pool, origin="loses")
+    await lab.play(lab.attempt(run, group=group))
+    assert group.lost
+    assert (await lab.run({"run_id": run.run_id}))["status"] in ("success", "pending")

@@ -167,10 +167,8 @@ class Outbox:
             self._task = None
 
     async def _run(self) -> None:
-        while self._frames:
+        while self._frames and not self._closing.is_set():  # those made last go with the end of the attempt
             await self._flush()
-            if self._frames and self._closing.is_set():
-                return  # they go with the end of the attempt
             if self._frames:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._closing.wait(), self._flush_seconds)
