@@ -23,10 +23,10 @@ count = 0
 def kind(statements: list[tuple[str, Any]]) -> str:
     """What a commit is about, for choosing and for reporting."""
     texts = [text for text, _ in statements]
-    if groupcommit.APPEND in texts:
-        params = next(params for text, params in statements if text == groupcommit.APPEND)
+    append = next((params for text, params in statements if text.startswith(groupcommit.HEAD)), None)
+    if append is not None:
         rows = {"checkpoint": "c_id", "writes": "w_idx", "steps": "s_name", "events": "e_event"}
-        return "append " + "+".join(name for name, column in rows.items() if params[column])
+        return "append " + "+".join(name for name, column in rows.items() if append.get(column))
     for text, name in ((queue.CLAIM, "claim"), (queue.SETTLE_THREAD, "finish"), (queue.RETRY_RUN, "retry")):
         if text in texts:
             return name

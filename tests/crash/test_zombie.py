@@ -18,6 +18,12 @@ TABLES = (
     "SELECT * FROM checkpoints ORDER BY thread_id, checkpoint_ns, checkpoint_id",
     "SELECT * FROM checkpoint_blobs ORDER BY thread_id, checkpoint_ns, channel, version",
     "SELECT * FROM checkpoint_writes ORDER BY thread_id, checkpoint_ns, checkpoint_id, task_id, idx",
+    "SELECT * FROM webhooks ORDER BY webhook_id",
+    "SELECT * FROM purges ORDER BY run_id",
+    "SELECT * FROM child_waits ORDER BY child_run_id, parent_run_id",
+    "SELECT * FROM limit_places ORDER BY name, place",
+    "SELECT * FROM limit_waiters ORDER BY waiter_no",
+    "SELECT * FROM messages ORDER BY thread_id, message_no",
 )
 
 

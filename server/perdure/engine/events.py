@@ -161,7 +161,7 @@ class Outbox:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
-        if error is not None:
+        if error is not None and not self._closing.is_set():  # who closes hears of it there
             self._on_broken(error)
         elif self._task is task:
             self._task = None

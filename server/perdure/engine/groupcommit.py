@@ -18,7 +18,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from typing import Any, LiteralString
 from uuid import UUID
 
 import psycopg
@@ -32,10 +33,9 @@ log = structlog.get_logger(__name__)
 GROUP_BYTES = 4 * 1024 * 1024
 GROUP_WRITES = 512
 
-# Rows with a negative idx (interrupts, answers, errors) are slots whose last value counts;
-# a regular write is never changed once it is there.
-APPEND = """
-WITH given AS (
+# The statement is put together from the kinds of rows that a group has: each combination is
+# prepared once per connection, and empty inserts cost nothing.
+HEAD: LiteralString = """WITH given AS (
     SELECT * FROM unnest(%(threads)s::uuid[], %(fences)s::bigint[], %(counts)s::int[], %(origins)s::text[])
         AS g(thread_id, fence, events, origin)
 ), held AS (
@@ -43,7 +43,10 @@ WITH given AS (
       FROM given g
      WHERE t.thread_id = g.thread_id AND t.fence = g.fence
     RETURNING t.thread_id, t.event_seq - g.events AS base, t.event_seq, g.events, g.origin
-), new_checkpoints AS (
+)"""
+
+PARTS: dict[str, LiteralString] = {
+    "checkpoints": """, new_checkpoints AS (
     INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
     SELECT c.thread_id::text, c.ns, c.id, c.parent, c.checkpoint::jsonb, c.metadata::jsonb
       FROM unnest(%(c_thread)s::uuid[], %(c_ns)s::text[], %(c_id)s::text[], %(c_parent)s::text[],
@@ -52,7 +55,8 @@ WITH given AS (
       JOIN held USING (thread_id)
     ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id)
     DO UPDATE SET checkpoint = excluded.checkpoint, metadata = excluded.metadata
-), new_blobs AS (
+)""",
+    "blobs": """, new_blobs AS (
     INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
     SELECT b.thread_id::text, b.ns, b.channel, b.version, b.type, CASE WHEN b.type <> 'empty' THEN b.blob END
       FROM unnest(%(b_thread)s::uuid[], %(b_ns)s::text[], %(b_channel)s::text[], %(b_version)s::text[],
@@ -60,7 +64,10 @@ WITH given AS (
            AS b(thread_id, ns, channel, version, type, blob)
       JOIN held USING (thread_id)
     ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING
-), new_writes AS (
+)""",
+    # Rows with a negative idx (interrupts, answers, errors) are slots whose last value counts;
+    # a regular write is never changed once it is there.
+    "writes": """, new_writes AS (
     INSERT INTO checkpoint_writes
            (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
     SELECT w.thread_id::text, w.ns, w.checkpoint_id, w.task_id, w.path, w.idx, w.channel, w.type, w.blob
@@ -71,7 +78,8 @@ WITH given AS (
     ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
     DO UPDATE SET channel = excluded.channel, type = excluded.type, blob = excluded.blob
      WHERE checkpoint_writes.idx < 0
-), new_steps AS (
+)""",
+    "steps": """, new_steps AS (
     INSERT INTO steps (thread_id, scope, name, identity, n, call, run_id, keyed, status, value_type, value, error,
                        attempts, next_at, overlapped)
     SELECT s.thread_id, s.scope, s.name, s.identity, s.n, s.call, s.run_id, s.keyed, s.status, s.value_type, s.value,
@@ -87,19 +95,33 @@ WITH given AS (
     DO UPDATE SET status = excluded.status, value_type = excluded.value_type, value = excluded.value,
                   error = excluded.error, attempts = excluded.attempts, next_at = excluded.next_at,
                   overlapped = excluded.overlapped, updated_at = now()
-), new_events AS (
+)""",
+    "events": """, new_events AS (
     INSERT INTO run_events (thread_id, seq, run_id, at, event, data, checkpoint_id)
     SELECT e.thread_id, held.base + e.n, e.run_id, to_timestamp(e.ms / 1000.0), e.event, e.data, e.checkpoint_id
       FROM unnest(%(e_thread)s::uuid[], %(e_n)s::int[], %(e_run)s::uuid[], %(e_ms)s::bigint[], %(e_event)s::text[],
                   %(e_data)s::text[], %(e_checkpoint)s::text[])
            AS e(thread_id, n, run_id, ms, event, data, checkpoint_id)
       JOIN held USING (thread_id)
-)
+)""",
+}
+
+TAIL: LiteralString = """
 SELECT thread_id, base,
        CASE WHEN events > 0
             THEN pg_notify('perdure_events', thread_id || ' ' || event_seq || ' ' || origin) END AS notified
   FROM held
 """
+
+
+@cache
+def statement(kinds: tuple[str, ...]) -> LiteralString:
+    """The statement for groups that have rows of these kinds."""
+    text = HEAD
+    for kind in kinds:
+        text += PARTS[kind]
+    return text + TAIL
+
 
 # column -> the row fields of one kind, in the order of the tuples in `Write`
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -180,8 +202,7 @@ class GroupCommit:
     def enqueue(self, write: Write) -> asyncio.Future[int]:
         """Queue a write; the future ends as `submit` does."""
         write.done = asyncio.get_running_loop().create_future()
-        if self._broken.get(write.thread_id) == write.fence:
-            _settle(write, StorageError("An earlier write of this attempt was lost"))
+        if self._refused(write):
             return write.done
         self._queue.append(write)
         self._newest[write.thread_id] = write.done
@@ -189,6 +210,13 @@ class GroupCommit:
         if self._task is None:
             self._task = asyncio.create_task(self._drain(), name="group-commit")
         return write.done
+
+    def _refused(self, write: Write) -> bool:
+        """Whether an earlier write of the same owner was lost: what comes behind it must not stand alone."""
+        if self._broken.get(write.thread_id) != write.fence:
+            return False
+        _settle(write, StorageError("An earlier write of this attempt was lost"))
+        return True
 
     def forget(self, thread_id: UUID) -> None:
         """An attempt on this thread has ended."""
@@ -202,6 +230,8 @@ class GroupCommit:
         """Write groups until nothing is queued; there is one such task at a time."""
         while self._queue:
             group = self._take()
+            if not group:
+                continue
             try:
                 await self._commit(group)
             except Exception as exc:  # the edge of a background loop: its callers get the error
@@ -215,6 +245,9 @@ class GroupCommit:
         size = 0
         while self._queue and len(group) < GROUP_WRITES and (not group or size + self._queue[0].size <= GROUP_BYTES):
             write = self._queue[0]
+            if self._refused(write):
+                self._queue.popleft()
+                continue
             if fences.setdefault(write.thread_id, write.fence) != write.fence:
                 break
             group.append(self._queue.popleft())
@@ -235,6 +268,8 @@ class GroupCommit:
                 _settle(write, _named(exc))
             return
         for write in group:
+            if self._refused(write):
+                continue
             try:
                 await self._commit([write])
             except Exception as own:  # as above
@@ -267,11 +302,12 @@ class GroupCommit:
             "counts": [counts[t] for t in fences],
             "origins": [self._origin] * len(fences),
         }
-        for kind, names in COLUMNS.items():
-            columns = zip(*rows[kind].values(), strict=True) if rows[kind] else ((),) * len(names)
-            params.update((name, list(column)) for name, column in zip(names, columns, strict=True))
+        kinds = tuple(kind for kind in COLUMNS if rows[kind])
+        for kind in kinds:
+            columns = zip(*rows[kind].values(), strict=True)
+            params.update((name, list(column)) for name, column in zip(COLUMNS[kind], columns, strict=True))
         async with self._pool.connection() as conn:
-            cursor = await conn.execute(APPEND, params)
+            cursor = await conn.execute(statement(kinds), params)
             held = {row["thread_id"]: row["base"] for row in await cursor.fetchall()}
         for write, offset in zip(group, offsets, strict=True):
             base = held.get(write.thread_id)

@@ -107,6 +107,8 @@ class Wanted:
                 return None
             data, named = changed
             channel = f"custom:{named}" if named else channel
+            if method == "lifecycle" and await _runs_already(engine, thread_id, event):
+                return None
         if not self.channel(channel):
             return None
         return Shown(thread_id, event.seq, event.ms, method, channel, namespace, data)
@@ -150,6 +152,19 @@ def _lifecycle(state: dict[str, Any]) -> tuple[bytes, None] | None:
     if event == "failed":
         told["error"] = state.get("error") or "The run has been paused"
     return dumps(told), None
+
+
+async def _runs_already(engine: Engine, thread_id: UUID, event: Event) -> bool:
+    """Whether this is the start of a later attempt of a run that has not stopped for its readers.
+
+    They count runs by `running`: one that is tried again, or has waited, shows it once.
+    """
+    state: dict[str, Any] = orjson.loads(event.data)
+    if state["event"] != "running" or state.get("attempt", 1) <= 1:
+        return False
+    before = [e for e in await events.named(engine, thread_id, event.run_id, "lifecycle") if e.seq < event.seq]
+    told = [LIFECYCLE.get(orjson.loads(e.data)["event"]) for e in before]
+    return next((name for name in reversed(told) if name), None) == "running"
 
 
 async def follow(engine: Engine, thread_id: UUID, wanted: Wanted, *, since: int = 0) -> AsyncIterator[Shown | None]:
