@@ -9,7 +9,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test crash check format test-deps clean
+.PHONY: help serve demo test crash bench check format test-deps clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -25,6 +25,11 @@ test: $(READY)  ## All tests
 
 crash: $(READY)  ## Kill workers around every commit of every scenario; prints a table
 	CRASH_ALL=1 $(BIN)/python -m pytest tests/crash -s -q $(ARGS)
+
+bench: $(READY)  ## Measure server, checkpointer and growth, small numbers; see bench/README.md
+	$(BIN)/python -m bench --n 60 --json bench/results/server.json
+	$(BIN)/python -m bench.saver --runs 48 --rounds 3 --json bench/results/saver.json
+	$(BIN)/python -m bench.messages --json bench/results/messages.json
 
 check: $(READY)  ## Format, lint, types
 	$(BIN)/ruff format --check

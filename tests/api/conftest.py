@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from operator import add
 from pathlib import Path
 from typing import Annotated
@@ -100,6 +101,13 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def live(database_url: str, config: Path) -> Iterator[str]:
     """The address of a real server that the tests of this folder share; start-up takes seconds."""
+    with serve(database_url, config) as url:
+        yield url
+
+
+@contextmanager
+def serve(database_url: str, config: Path) -> Iterator[str]:
+    """A real server with a database of its own; its address."""
     name = f"test_{uuid4().hex}"
     _execute(database_url, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     given = {"DATABASE_URL": make_conninfo(database_url, dbname=name), "PERDURE_HEARTBEAT_SECONDS": "0.3"}

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -13,6 +12,8 @@ import pytest
 from langgraph_sdk import get_client, get_sync_client
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
+
+from tests.api.conftest import serve
 
 GRAPHS = '''
 """Graphs of the protocol tests."""
@@ -99,14 +100,15 @@ ALL = ["values", "updates", "messages", "tools", "lifecycle", "input", "checkpoi
 Events = list[dict[str, Any]]
 
 
-@pytest.fixture(scope="session")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Overrides the graphs of the folder's server."""
+@pytest.fixture(scope="module")
+def live(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server with the graphs of this file."""
     folder = tmp_path_factory.mktemp("protocol")
     (folder / "wired.py").write_text(GRAPHS)
     graphs = {name: f"./wired.py:{name}" for name in NAMES}
     (folder / "langgraph.json").write_bytes(orjson.dumps({"graphs": graphs}))
-    return folder / "langgraph.json"
+    with serve(database_url, folder / "langgraph.json") as url:
+        yield url
 
 
 class Thread:

@@ -46,7 +46,7 @@ GRAPHS = {"flaky": single(flaky), "asks": single(ask)}
 
 
 async def shown(lab: Lab, run: dict[str, Any], wanted: Wanted = ALL) -> list[Shown]:
-    return (await protocol.replay(lab.engine, run["thread_id"], wanted))[0]
+    return await protocol.replay(lab.engine, run["thread_id"], wanted)
 
 
 async def states(lab: Lab, run: dict[str, Any]) -> list[str]:
@@ -113,6 +113,6 @@ async def test_an_answer_given_by_the_protocol_goes_to_the_assistant_that_asked(
     )
     await lab.work()
     assert (answer["assistant_id"], answer["metadata"]["m"]) == (run["assistant_id"], 1)
-    later, _ = await protocol.replay(lab.engine, run["thread_id"], ALL, since=seq)
+    later = await protocol.replay(lab.engine, run["thread_id"], ALL, since=seq)
     assert orjson.loads([e for e in later if e.method == "values"][-1].data)["answer"] == "yes"
     assert await states(lab, run) == ["running", "interrupted", "running", "completed"]

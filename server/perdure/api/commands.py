@@ -84,7 +84,7 @@ async def execute(engine: Engine, thread_id: UUID, ident: int, method: str, para
             raise CommandFailed("unknown_command", f"There is no command {method!r}; there are {sorted(COMMANDS)}")
         result, seq = await run(engine, thread_id, params)
         if seq is None:
-            seq = await _position(engine, thread_id)
+            seq = await position(engine, thread_id)
         return success(ident, result, seq)
     except CommandFailed as exc:
         return failure(ident, exc.code, str(exc))
@@ -96,7 +96,8 @@ async def execute(engine: Engine, thread_id: UUID, ident: int, method: str, para
         return failure(ident, "unknown_error", "Internal Server Error")
 
 
-async def _position(engine: Engine, thread_id: UUID) -> int:
+async def position(engine: Engine, thread_id: UUID) -> int:
+    """The seq of the thread's newest event; 0 if there is no such thread."""
     try:
         return await events.position(engine, thread_id)
     except ThreadNotFound:

@@ -19,13 +19,14 @@ from starlette.websockets import WebSocketDisconnect
 from perdure.api import records, schemas
 from perdure.api.answers import Json
 from perdure.api.body import BodyRefused, JsonRoute, any_json, parse
-from perdure.api.commands import CommandFailed, checked, execute, failure, parts, success
+from perdure.api.commands import CommandFailed, checked, execute, failure, parts, position, success
 from perdure.api.context import EngineDep
 from perdure.api.schemas import UUID_TEXT, ThreadId
 from perdure.api.sse import HEARTBEAT, closing, event_stream, frame
-from perdure.engine import protocol
+from perdure.engine import events, protocol
 from perdure.engine.core import Engine
 from perdure.engine.errors import EngineError, InvalidInput
+from perdure.engine.hub import Event
 from perdure.engine.jsonable import dumps
 from perdure.engine.protocol import CHANNELS, Shown, Wanted
 
@@ -102,21 +103,27 @@ class _Subscription:
     wanted: Wanted
     since: int
     ident: str = field(default_factory=lambda: str(uuid4()))
-    task: asyncio.Task[None] | None = None
 
 
 class _Connection:
-    """One socket: the subscriptions of a client, each with a task that reads the thread."""
+    """One socket: a client's subscriptions, and one task that reads the thread for all of them.
+
+    So events come in the order of their seq, and once, however many subscriptions want them. A
+    new subscription first gets what it wants of the past, up to where the reader stands.
+    """
 
     def __init__(self, socket: WebSocket, engine: Engine, thread_id: UUID) -> None:
         self.socket = socket
         self.engine = engine
         self.thread_id = thread_id
         self.subscriptions: list[_Subscription] = []
+        self._reader: asyncio.Task[None] | None = None
+        self._position = 0  # events up to here have been shown to the subscriptions
+        self._turn = asyncio.Lock()  # the reader shows an event, or a new subscription the past
         self._sending = asyncio.Lock()
 
     async def serve(self) -> None:
-        """Answer commands until the client leaves (WebSocketDisconnect)."""
+        """Answer commands until the client leaves."""
         while True:
             message = await self.socket.receive()
             if message["type"] == "websocket.disconnect":
@@ -135,10 +142,9 @@ class _Connection:
                 await self._send(dumps(answer))
 
     async def close(self) -> None:
-        tasks = [one.task for one in self.subscriptions if one.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
 
     async def _execute(self, ident: int, method: str, params: dict[str, Any]) -> dict[str, Any] | None:
         if method == "subscription.subscribe":
@@ -147,8 +153,6 @@ class _Connection:
             for one in self.subscriptions:
                 if one.ident == params.get("subscription_id"):
                     self.subscriptions.remove(one)
-                    if one.task is not None:
-                        one.task.cancel()
                     return success(ident, {}, None)
             raise CommandFailed("no_such_subscription", "This connection has no subscription with that id")
         if method == "subscription.reconnect":
@@ -163,36 +167,42 @@ class _Connection:
             one = _Subscription(wanted(body), body.since)
         except InvalidInput as exc:
             raise CommandFailed("invalid_argument", str(exc)) from exc
-        stored, last = await protocol.replay(self.engine, self.thread_id, one.wanted, since=one.since)
-        await self._send(
-            dumps(success(ident, {"subscription_id": one.ident, "replayed_events": len(stored)}, last or None))
-        )
-        self.subscriptions.append(one)
-        one.task = asyncio.create_task(self._follow(one, stored, last), name=f"subscription {one.ident}")
+        async with self._turn:
+            if self._reader is None:
+                self._position = await position(self.engine, self.thread_id)
+            past = await protocol.replay(self.engine, self.thread_id, one.wanted, since=one.since, until=self._position)
+            result = {"subscription_id": one.ident, "replayed_events": len(past)}
+            await self._send(dumps(success(ident, result, self._position)))
+            for event in past:
+                if not any(older.since < event.seq and older.wanted.event(event) for older in self.subscriptions):
+                    await self._send(event.json())
+            self.subscriptions.append(one)
+            if self._reader is None:
+                self._reader = asyncio.create_task(self._read(), name=f"protocol {self.thread_id}")
 
-    async def _follow(self, one: _Subscription, stored: list[Shown], last: int) -> None:
+    async def _read(self) -> None:
+        """Show events to the subscriptions until the client leaves or the thread is deleted."""
+        source = events.follow_thread(self.engine, self.thread_id, after=self._position, expected=True)
         try:
-            for event in stored:
-                await self._show(one, event)
-            stored.clear()
-            async with closing(protocol.follow(self.engine, self.thread_id, one.wanted, since=last)) as source:
-                async for event in source:
+            async with closing(source) as log:
+                async for event in log:
                     if event is not None:
-                        await self._show(one, event)
+                        async with self._turn:
+                            await self._show(event)
+                            self._position = event.seq
             await self.socket.close(GONE, "The thread has been deleted")
         except (WebSocketDisconnect, RuntimeError):  # the client has gone; `serve` notices it too
             return
-        except EngineError:
-            await self.socket.close(GONE)
+        except EngineError as exc:
+            await self.socket.close(GONE, str(exc)[:100])
 
-    async def _show(self, one: _Subscription, event: Shown) -> None:
-        """Send an event, unless an older subscription of this connection sends it."""
-        for older in self.subscriptions:
-            if older is one:
-                break
-            if older.since < event.seq and older.wanted.event(event):
-                return
-        await self._send(event.json())
+    async def _show(self, event: Event) -> None:
+        for one in self.subscriptions:
+            if one.since < event.seq:
+                shown = await one.wanted.show(self.engine, self.thread_id, event)
+                if shown is not None:
+                    return await self._send(shown.json())
+        return None
 
     async def _send(self, data: bytes) -> None:
         async with self._sending:

@@ -182,15 +182,19 @@ async def follow(engine: Engine, thread_id: UUID, wanted: Wanted, *, since: int 
                 yield shown
 
 
-async def replay(engine: Engine, thread_id: UUID, wanted: Wanted, *, since: int = 0) -> tuple[list[Shown], int]:
-    """The stored protocol events with `seq > since`, and the seq after which to `follow`."""
+async def replay(
+    engine: Engine, thread_id: UUID, wanted: Wanted, *, since: int = 0, until: int | None = None
+) -> list[Shown]:
+    """The stored protocol events with `since < seq <= until`."""
     found: list[Shown] = []
-    async for event in events.stored(engine, thread_id, since):
-        since = event.seq
-        shown = await wanted.show(engine, thread_id, event)
-        if shown is not None:
-            found.append(shown)
-    return found, since
+    async with aclosing(cast(Any, events.stored(engine, thread_id, since))) as source:
+        async for event in source:
+            if until is not None and event.seq > until:
+                break
+            shown = await wanted.show(engine, thread_id, event)
+            if shown is not None:
+                found.append(shown)
+    return found
 
 
 async def start(engine: Engine, thread_id: UUID, new: NewRun) -> tuple[dict[str, Any], int]:

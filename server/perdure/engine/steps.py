@@ -106,6 +106,7 @@ class Journal:
         self._run = run
         self._scopes: dict[str, _Scope] = {}
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._asking: Counter[str] = Counter()  # calls that wait for their turn
         self._places: defaultdict[str, list[str]] = defaultdict(list)
 
     def _keys(self) -> dict[str, Any]:
@@ -125,8 +126,12 @@ class Journal:
         identity = fingerprint if key is None else key
         if "\x00" in identity + name or any("\ud800" <= c <= "\udfff" for c in identity + name):
             raise ValueError(f"Name and key of step {name!r} must be text that UTF-8 and PostgreSQL can hold")
-        async with self._turns[scope]:  # first come, first numbered, also while the rows are being read
-            book = await self._open(scope, visit)
+        self._asking[scope] += 1
+        try:
+            async with self._turns[scope]:  # first come, first numbered, also while the rows are being read
+                book = await self._open(scope, visit)
+        finally:
+            self._asking[scope] -= 1
         place = (name, identity, book.made[name, identity])
         book.made[name, identity] += 1
         call = book.calls[name]
@@ -145,7 +150,7 @@ class Journal:
             }
         book.call_of[place] = row["call"]
         if row["status"] in ("new", "retrying"):
-            if book.in_flight:
+            if book.in_flight or self._asking[scope]:
                 book.overlapped |= {place, *book.in_flight}
             book.in_flight.add(place)
         next_at: datetime | None = row["next_at"]
@@ -182,8 +187,6 @@ class Journal:
         value_type, blob = self.serde.dumps_typed(value) if status == "done" else (None, b"")
         identity = fingerprint if key is None else key
         place = (name, identity, n)
-        if status != "retrying":
-            book.in_flight.discard(place)
         row = (
             *(
                 scope,
@@ -199,6 +202,8 @@ class Journal:
             place in book.overlapped,
         )
         await self._group.submit(Write(self._run.thread_id, self._run.fence, steps=[row], size=len(blob) + 200))
+        if status != "retrying":
+            book.in_flight.discard(place)
 
     @asynccontextmanager
     async def transaction(
