@@ -40,11 +40,11 @@ EXAMPLES, STEPS = (50, 40) if MUCH else (6, 25)
 
 # Seconds. No sum of what `advance` adds comes near a time at which something is due: the test's own
 # duration does not matter.
-DELAYS, ADVANCES, BACKOFF, CAP, MAX_ATTEMPTS = (0, 1000, 5000), (600, 3000), 1000, 5000, 6
+DELAYS, ADVANCES, BACKOFF, CAP, MAX_ATTEMPTS = (0, 0, 0, 1000, 5000), (600, 3000), 1000, 5000, 6
 POLICY: dict[str, Any] = {"max_attempts": MAX_ATTEMPTS, "initial": BACKOFF, "cap": CAP}
 
 ACTIVE = ("pending", "running", "suspended", "paused")
-KINDS = ("plain", "ask", "fail", "retry", "wait")
+KINDS = ("plain", "ask", "ask", "fail", "retry", "wait")
 
 
 # -- the graph: a step, and then what the input's `kind` says
@@ -185,6 +185,12 @@ class Model(RuleBasedStateMachine):
     def open(self, thread: UUID) -> list[Question]:
         return [question for question in self.questions if question.thread == thread and question.status == "open"]
 
+    def some_run(self, pick: int) -> Run:
+        """An active one, or the last that has ended."""
+        ended = [run for run in self.runs if run.status not in ACTIVE]
+        choice = [*(run for run in self.runs if run.status in ACTIVE), *ended[-1:]]
+        return choice[pick % len(choice)]
+
     def leave(self, run: Run, status: str) -> None:
         """The run is nobody's any more: whoever held it is stale."""
         self.stale += [claimed for held, claimed in self.held if held is run]
@@ -199,8 +205,8 @@ class Model(RuleBasedStateMachine):
         thread=st.integers(0, 1),
         kind=st.sampled_from(KINDS),
         delay=st.sampled_from(DELAYS),
-        strategy=st.sampled_from(["enqueue", "enqueue", "enqueue", "reject", "interrupt", "rollback"]),
-        behind=st.booleans(),
+        strategy=st.sampled_from([*["enqueue"] * 7, "reject", "interrupt", "rollback"]),
+        behind=st.sampled_from([False, False, True]),
     )
     def enqueue(self, thread: int, kind: str, delay: int, strategy: str, behind: bool) -> None:
         where, tag = self.threads[thread], f"r{len(self.runs)}"
@@ -221,7 +227,7 @@ class Model(RuleBasedStateMachine):
     @rule(pick=st.integers(0, 99), action=st.sampled_from(["interrupt", "rollback"]))
     @precondition(lambda self: self.runs)
     def cancel(self, pick: int, action: Any) -> None:
-        run = self.runs[-1 - pick % len(self.runs)]
+        run = self.some_run(pick)
         asked = runs.cancel(self.engine, run.thread, run.run_id, action)
         if run.status not in ACTIVE:
             self.refused(asked, RunNotFound)
@@ -264,7 +270,7 @@ class Model(RuleBasedStateMachine):
     @rule(pick=st.integers(0, 99))
     @precondition(lambda self: any(run.status in ACTIVE for run in self.runs))
     def pause(self, pick: int) -> None:
-        run = self.runs[-1 - pick % len(self.runs)]
+        run = self.some_run(pick)
         asked = control.pause(self.engine, run.thread, run.run_id)
         if run.status in ("pending", "running", "suspended"):
             self.do(asked)
@@ -320,6 +326,16 @@ class Model(RuleBasedStateMachine):
     def named(self, run_id: UUID) -> Run:
         return next(run for run in self.runs if run.run_id == run_id)
 
+    @rule(worker=st.integers(0, 1), times=st.integers(1, 3))
+    def work(self, worker: int, times: int) -> None:
+        """What a worker with nothing else to do does."""
+        for _ in range(times):
+            held = len(self.held)
+            self.claim(worker, 1)
+            if len(self.held) > held:
+                self.execute(held)
+                self.promises_hold()
+
     @rule(pick=st.integers(0, 99))
     @precondition(lambda self: self.held)
     def execute(self, pick: int) -> None:
@@ -372,19 +388,16 @@ class Model(RuleBasedStateMachine):
         assert run.worker is not None
         self.released(run.worker, lost=True)
 
-    @rule(worker=st.integers(0, 1), lost=st.booleans())
-    def worker_goes(self, worker: int, lost: bool) -> None:
-        """Killed (`lost`), or stopped: then it hands its runs back."""
-        self.released(self.workers[worker], lost=lost)
-
-    @rule(worker=st.integers(0, 1))
+    @rule(pick=st.integers(0, 9), how=st.sampled_from(["killed", "cut off", "stopped"]))
     @precondition(lambda self: self.held)
-    def leases_end(self, worker: int) -> None:
-        mine = self.workers[worker]
-        self.do(
-            self.lab.execute("UPDATE runs SET lease_until = now() - interval '1 s' WHERE worker_id = %(w)s", w=mine)
-        )
-        self.released(mine, lost=True, expired=True)
+    def worker_goes(self, pick: int, how: str) -> None:
+        """Killed; or its leases end; or it hands its runs back."""
+        worker = self.held[pick % len(self.held)][0].worker
+        assert worker is not None
+        if how == "cut off":
+            ended = "UPDATE runs SET lease_until = now() - interval '1 s' WHERE worker_id = %(worker)s"
+            self.do(self.lab.execute(ended, worker=worker))
+        self.released(worker, lost=how != "stopped", expired=how == "cut off")
 
     def released(self, worker: UUID, *, lost: bool, expired: bool = False) -> None:
         given = self.do(self.lab.release(worker_id=None if expired else worker, lost=lost, **POLICY))
@@ -417,7 +430,7 @@ class Model(RuleBasedStateMachine):
         self.now += seconds
 
     @rule()
-    @precondition(lambda self: self.questions)
+    @precondition(lambda self: any(one.status == "open" and one.due <= self.now for one in self.questions))
     def time_out(self) -> None:
         """Many sweepers at once answer a question whose deadline has passed, once."""
 
@@ -483,6 +496,12 @@ class Model(RuleBasedStateMachine):
     def each_question_is_closed_once(self) -> None:
         rows = self.do(self.lab.rows("SELECT token, status FROM interrupts"))
         assert {row["token"]: row["status"] for row in rows} == {one.token: one.status for one in self.questions}
+
+    # what happens most often
+    enqueue_more = enqueue_even_more = enqueue
+    work_more = work_even_more = work
+    advance_more = advance
+    answer_more = answer
 
     def teardown(self) -> None:
         """Whatever has happened: with a worker and time, every run ends, exactly once."""

@@ -206,4 +206,7 @@ class _Connection:
 
     async def _send(self, data: bytes) -> None:
         async with self._sending:
-            await self.socket.send_text(data.decode())
+            try:
+                await self.socket.send_text(data.decode())
+            except RuntimeError as exc:  # the socket has been closed meanwhile
+                raise WebSocketDisconnect from exc
