@@ -9,15 +9,18 @@ import re
 import shlex
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from pydantic import AliasChoices
 from starlette.routing import Match
 
+import perdure
 from perdure.api import create_app
 from perdure.cli import app as command
 from perdure.config import Settings
@@ -114,6 +117,20 @@ def perdure_commands(text: str) -> set[str]:
     return set(re.findall(r"(?:^|[\n/ ])(?<!from )perdure ([a-z]+)", commands))
 
 
+UNKNOWN = "00000000-0000-0000-0000-000000000000"
+
+
+@cache
+def app() -> FastAPI:
+    return create_app(Settings(), Registry({}, {}), "")
+
+
+def called(method: str, path: str) -> bool:
+    """Whether there is a route for this request."""
+    scope = {"type": "http", "method": method, "path": path, "headers": []}
+    return any(route.matches(scope)[0] == Match.FULL for route in app().routes)
+
+
 OWN_FILES = {"refund.py"}
 """Names of files that a reader makes."""
 
@@ -138,6 +155,22 @@ def test_make_target_that_a_document_names_exists(name: str) -> None:
 def test_command_that_a_document_names_exists(name: str) -> None:
     commands = {info.name for info in command.registered_commands}
     assert name in commands | {group.name for group in command.registered_groups}
+
+
+def routes(text: str) -> set[str]:
+    """`POST /runs/search`: method and path, perhaps with parameters in braces."""
+    return {name for name in quoted(text) if re.fullmatch(r"(GET|POST|PUT|PATCH|DELETE) /\S*", name)}
+
+
+@pytest.mark.parametrize("name", in_docs(routes))
+def test_route_that_a_document_names_exists(name: str) -> None:
+    method, path = name.split()
+    assert called(method, re.sub(r"{\w+}", UNKNOWN, path)), f"no route for {name}"
+
+
+@pytest.mark.parametrize("word", perdure.__all__)
+def test_word_has_a_row_in_the_readme(word: str) -> None:
+    assert re.search(rf"^\|[^|]*`{word}`[^|]*\|", README, re.MULTILINE), f"no table row begins with `{word}`"
 
 
 @pytest.mark.parametrize("document", [name for name in DOCS if name.startswith("docs/")])
@@ -183,9 +216,7 @@ def test_curl_of_a_document_calls_a_route_with_json(curl: str) -> None:
     data = words[words.index("-d") + 1] if "-d" in words else None
     if data is not None:
         json.loads(data)
-    scope = {"type": "http", "method": "GET" if data is None else "POST", "path": url.path, "headers": []}
-    routes = create_app(Settings(), Registry({}, {}), "").routes
-    assert any(route.matches(scope)[0] == Match.FULL for route in routes), f"no route for {scope}"
+    assert called("GET" if data is None else "POST", url.path), f"no route for {url.path}"
 
 
 def test_curls_of_the_pattern_table_work_as_pasted(server: Callable[..., Process]) -> None:
