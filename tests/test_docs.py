@@ -127,7 +127,7 @@ def app() -> FastAPI:
 
 def called(method: str, path: str) -> bool:
     """Whether there is a route for this request."""
-    scope = {"type": "http", "method": method, "path": path, "headers": []}
+    scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "headers": []}
     return any(route.matches(scope)[0] == Match.FULL for route in app().routes)
 
 
