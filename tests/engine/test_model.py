@@ -128,6 +128,7 @@ class Question:
     due: float
     status: str = "open"
     value: Any = None
+    overtaken: bool = False  # a run with other input has been started since: its answer may be heard by nobody
 
 
 @dataclass
@@ -234,11 +235,24 @@ class Model(RuleBasedStateMachine):
             return
         self.do(asked)
         self.stopped(run, action)
+        self.learn_reopened(run.thread)
 
     def stopped(self, run: Run, action: str) -> None:
+        if run.head:
+            for question in self.open(run.thread):
+                question.status = "superseded"
         self.leave(run, "interrupted" if action == "interrupt" else "gone")
         if action == "rollback" and run.answers and run.answers.status != "superseded":
             run.answers.status = "open"
+
+    def learn_reopened(self, thread: UUID) -> None:
+        """The input that had superseded a question has never started: it is asked again, if the state still asks it."""
+        if not any(run.head for run in self.active(thread)):
+            rows = self.do(self.lab.rows("SELECT token FROM interrupts WHERE status = 'open'"))
+            for question in self.questions:
+                if question.status == "superseded" and question.token in {row["token"] for row in rows}:
+                    assert not question.overtaken
+                    question.status = "open"
 
     @rule(pick=st.integers(0, 99), times=st.integers(1, 2))
     @precondition(lambda self: self.questions)
@@ -272,9 +286,12 @@ class Model(RuleBasedStateMachine):
     def pause(self, pick: int) -> None:
         run = self.some_run(pick)
         asked = control.pause(self.engine, run.thread, run.run_id)
-        if run.status in ("pending", "running", "suspended"):
+        active = self.active(run.thread)
+        first = run.head or not (any(one.head for one in active) or run in active[1:])
+        if first and run.status in ("pending", "running", "suspended"):
             self.do(asked)
             self.leave(run, "paused")
+            run.head = True
         else:
             self.refused(asked, (RunFinished, RunNotFound))
 
@@ -284,10 +301,7 @@ class Model(RuleBasedStateMachine):
         paused = [run for run in self.runs if run.status == "paused"]
         run = paused[pick % len(paused)]
         self.do(control.resume(self.engine, run.thread, run.run_id))
-        run.status, run.failures = "pending", 0
-        if run.head:
-            run.due = self.now
-        run.delayed = True  # others have overtaken it, as they may overtake a delayed one
+        run.status, run.failures, run.due = "pending", 0, self.now
 
     # -- workers
 
@@ -307,6 +321,9 @@ class Model(RuleBasedStateMachine):
             assert one.fence > self.fences.get(one.thread_id, -1), "the fence has not grown"
             self.fences[one.thread_id] = run.fence = one.fence
             run.status, run.head, run.worker = "running", True, mine
+            if not run.answers:
+                for question in self.questions:
+                    question.overtaken |= question.thread == run.thread
             self.held.append((run, one))
 
     def startable(self, thread: UUID) -> list[Run]:
@@ -358,7 +375,7 @@ class Model(RuleBasedStateMachine):
 
     def succeeded(self, run: Run) -> None:
         self.leave(run, "success")
-        if run.answers:
+        if run.answers and not run.answers.overtaken:
             assert world.heard[run.answers.tag], f"{run.answers.tag} has never heard its answer"
             assert world.heard[run.answers.tag][-1] == run.answers.value
         for question in self.open(run.thread):
@@ -511,7 +528,7 @@ class Model(RuleBasedStateMachine):
                     break
                 for run in [run for run in self.runs if run.status == "paused"]:
                     self.do(control.resume(self.engine, run.thread, run.run_id))
-                    run.status, run.failures, run.due = "pending", 0, self.now if run.head else run.due
+                    run.status, run.failures, run.due = "pending", 0, self.now
                 for question in list(self.questions):
                     if question.status == "open" and not any(run.head for run in self.active(question.thread)):
                         self.answer(len(self.questions) - 1 - self.questions.index(question), 1)

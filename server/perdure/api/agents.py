@@ -85,7 +85,7 @@ async def answered(engine: Engine, request: Request, run: dict[str, Any]) -> Res
         async for _ in beats:
             if await request.is_disconnected():
                 return no_content()  # nobody reads this; the run goes on
-    outcome: Any = await runs.outcome(engine, thread_id, run_id, output_only=True)
+    outcome: Any = await runs.result(engine, thread_id, run_id)
     headers = location(thread_id, run_id)
     values = cast("dict[str, Any]", outcome) if isinstance(outcome, dict) else {}
     if "__error__" in values:
@@ -93,7 +93,8 @@ async def answered(engine: Engine, request: Request, run: dict[str, Any]) -> Res
     if (await runs.get(engine, thread_id, run_id))["status"] == "interrupted":
         return error(409, "The run was cancelled", headers=headers, run_id=run_id)
     if "__interrupt__" in values:
-        questions = await interrupts.search(engine, status="open", thread_id=thread_id)
+        asked = await interrupts.search(engine, status="open", thread_id=thread_id)
+        questions = [question for question in asked if question["run_id"] == run_id]
         asking = {"run_id": run_id, "thread_id": thread_id, "interrupts": questions}
         return Json(asking, 202, headers=headers)
     return Json(outcome, headers=headers)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
@@ -123,7 +125,10 @@ class Attempt:
             return await self._suspend()
         if run.cancelling:
             return await self._end_cancelled()
-        return await self._succeed(stopped)
+        try:
+            return await self._succeed(stopped)
+        except psycopg.Error as exc:  # the database refuses the end, e.g. a question that it cannot hold
+            return await self._fail(exc)
 
     async def _run_graph(self) -> bool:
         """Execute the graph; True when it stopped before its end without asking.
@@ -137,7 +142,7 @@ class Attempt:
         async with registry.open(run.graph_id, config, checkpointer=self._saver, store=self.shop.store) as graph:
             if not run.cancelling:
                 return await self._stream(graph, config)
-            if run.head_run_id == str(run.run_id):
+            if run.head_run_id == str(run.run_id) or self._delivery() is None:
                 try:
                     await self._stream(graph, config)
                 except BaseException as exc:
@@ -355,7 +360,7 @@ class Attempt:
         wire_error = Frame.of("error", {"error": error["error"], "message": error["message"]})
 
         async def again(left: list[Frame]) -> None:
-            after: float | None = getattr(exc, "retry_after", None)
+            after = _seconds(getattr(exc, "retry_after", None))
             backoff = min(settings.retry_cap_seconds, settings.retry_initial_seconds * 2.0 ** min(run.failures, 30))
             delay = backoff if after is None else after
             if paused:
@@ -406,6 +411,15 @@ class Attempt:
             except (psycopg.OperationalError, PoolTimeout) as exc:
                 self._log.warning("cannot end the attempt, trying again", error=str(exc).strip())
             await asyncio.sleep(RECOMMIT_SECONDS)
+
+
+def _seconds(asked: Any) -> float | None:
+    """The wait that an exception asks for, if it is one that makes sense; a month at most."""
+    if isinstance(asked, timedelta):
+        asked = asked.total_seconds()
+    if isinstance(asked, bool) or not isinstance(asked, int | float) or not math.isfinite(asked) or asked < 0:
+        return None
+    return min(float(asked), 30 * 86400.0)
 
 
 def _text(exc: BaseException) -> str:

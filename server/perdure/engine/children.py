@@ -23,10 +23,15 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+GENERATIONS = 20  # of children of children that one call goes down; the next call does the rest
+
 LINK = """
 UPDATE runs SET parent_thread_id = %(parent_thread_id)s, parent_run_id = %(parent_run_id)s, bound = %(bound)s
  WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s AND parent_run_id IS NULL
 """
+
+
+OWNED = "SELECT 1 FROM threads WHERE thread_id = %(thread_id)s AND fence = %(fence)s FOR SHARE"
 
 
 async def start(
@@ -42,7 +47,8 @@ async def start(
 ) -> dict[str, str]:
     """Start a run of another assistant, or find the one that this call has started before.
 
-    `bound`: it is cancelled with its parent. Raises what `runs.enqueue` raises.
+    One transaction, in which the parent must still own its run. `bound`: the child is
+    cancelled with it. Raises LeaseLost, and what `runs.enqueue` raises.
     """
     from perdure.engine import assistants, runs
 
@@ -61,8 +67,8 @@ async def start(
         behind_question=key is not None,
         metadata={"parent_thread_id": str(parent.thread_id), "parent_run_id": str(parent.run_id)},
     )
-    run = await runs.enqueue(engine, thread_id, new)
-    async with engine.pool.connection() as conn:
+    async with engine.pool.connection() as conn, conn.transaction():
+        run, _ = await runs.enqueue_in(engine, conn, thread_id, new)
         await conn.execute(
             LINK,
             {
@@ -73,6 +79,9 @@ async def start(
                 "bound": bound,
             },
         )
+        owner = {"thread_id": parent.thread_id, "fence": parent.fence}
+        if await (await conn.execute(OWNED, owner)).fetchone() is None:
+            raise LeaseLost(f"Run {parent.run_id} has another owner")
     return {"thread_id": str(run["thread_id"]), "run_id": str(run["run_id"])}
 
 
@@ -83,7 +92,7 @@ def session_thread(assistant_id: UUID, key: str, owner: str = "") -> UUID:
 
 # A child goes on in the runs that took its answers: the last of them decides.
 LOOK = """
-SELECT c.status, c.error, EXISTS (
+SELECT c.run_id, c.status, c.error, EXISTS (
            SELECT 1 FROM interrupts i WHERE i.thread_id = c.thread_id AND i.status = 'open') AS asking
   FROM runs c
  WHERE c.thread_id = %(thread_id)s
@@ -108,7 +117,7 @@ async def outcome(engine: Engine, parent: Claimed, thread_id: UUID, run_id: UUID
 
     After "running" the parent will be woken when the child is done. Raises LeaseLost.
     """
-    from perdure.engine import state, threads
+    from perdure.engine import runs
 
     keys = {"thread_id": thread_id, "run_id": run_id}
     async with engine.pool.connection() as conn:
@@ -124,10 +133,10 @@ async def outcome(engine: Engine, parent: Claimed, thread_id: UUID, run_id: UUID
         return {"status": "running", "output": None, "error": None}
     if found["status"] == "success":
         try:
-            thread = await threads.get(engine, thread_id)
-        except ThreadNotFound:
+            output = await runs.result(engine, thread_id, found["run_id"])
+        except RunNotFound:
             return {"status": "gone", "output": None, "error": None}
-        return {"status": "done", "output": await state.output(engine, thread), "error": None}
+        return {"status": "done", "output": output, "error": None}
     status = "cancelled" if found["status"] == "interrupted" else "failed"
     return {"status": status, "output": None, "error": found["error"]}
 
@@ -165,7 +174,7 @@ async def deleted(conn: Conn, thread_ids: list[UUID]) -> None:
 ORPHANS = """
 SELECT c.thread_id, c.run_id, CASE WHEN p.run_id IS NULL THEN 'rollback' ELSE 'interrupt' END AS action
   FROM runs c LEFT JOIN runs p ON p.thread_id = c.parent_thread_id AND p.run_id = c.parent_run_id
- WHERE c.bound AND c.status IN ('pending', 'running', 'suspended', 'paused')
+ WHERE c.bound AND c.cancelling IS NULL AND c.status IN ('pending', 'running', 'suspended', 'paused')
    AND (p.run_id IS NULL OR p.status = 'interrupted' OR p.cancelling IS NOT NULL)
  ORDER BY c.thread_id LIMIT 100
 """
@@ -178,17 +187,22 @@ async def cancel_orphans(engine: Engine) -> int:
     """
     from perdure.engine import runs
 
-    async with engine.pool.connection() as conn:
-        rows = await (await conn.execute(ORPHANS)).fetchall()
     count = 0
-    for row in rows:
-        action: Action = row["action"]
-        try:
-            await runs.cancel(engine, row["thread_id"], row["run_id"], action)
-        except (RunNotFound, ThreadNotFound):
-            continue  # ended just now
-        except EngineError as exc:
-            log.warning("child not cancelled, will be tried again", run_id=str(row["run_id"]), error=str(exc))
-            continue
-        count += 1
+    for _ in range(GENERATIONS):
+        async with engine.pool.connection() as conn:
+            rows = await (await conn.execute(ORPHANS)).fetchall()
+        done = 0
+        for row in rows:
+            action: Action = row["action"]
+            try:
+                await runs.stop(engine, row["thread_id"], row["run_id"], action)
+            except (RunNotFound, ThreadNotFound):
+                continue  # ended just now
+            except EngineError as exc:
+                log.warning("child not cancelled, will be tried again", run_id=str(row["run_id"]), error=str(exc))
+                continue
+            done += 1
+        count += done
+        if not done:
+            break
     return count

@@ -28,6 +28,17 @@ RETURNING run_id
 """
 
 
+# the paused run stays, or becomes, the head of the queue
+HOLD = "UPDATE threads SET fence = fence + 1, run_id = %(run_id)s WHERE thread_id = %(thread_id)s"
+
+OLDER = """
+SELECT 1 FROM runs
+ WHERE thread_id = %(thread_id)s AND status = 'pending' AND run_id <> %(run_id)s
+   AND queue_no < (SELECT queue_no FROM runs WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s)
+ LIMIT 1
+"""
+
+
 async def pause(engine: Engine, thread_id: UUID, run_id: UUID) -> dict[str, Any]:
     """Stop executing a run until it is resumed; its finished steps stay, the queue behind it waits.
 
@@ -37,21 +48,26 @@ async def pause(engine: Engine, thread_id: UUID, run_id: UUID) -> dict[str, Any]
     async with engine.pool.connection() as conn, conn.transaction():
         thread = await runs.lock(conn, thread_id)
         run = await runs.get_in(conn, thread_id, run_id)
+        if thread["run_id"] != run_id and (thread["run_id"] or await _waits(conn, thread_id, run_id)):
+            raise RunFinished(f"Run {run_id} waits behind another run: pause that one, or cancel this one")
         params = {"thread_id": thread_id, "run_id": run_id, "error": jsonb(error)}
         if await (await conn.execute(PAUSE, params)).fetchone() is None:
             raise _forbidden(run, "paused")
-        await conn.execute(runs.TAKE_AWAY, {"thread_id": thread_id})
-        if thread["run_id"] == run_id:
-            await conn.execute(threads.CANCEL_NOTICE, {"run_id": str(run_id)})
+        await conn.execute(HOLD, {"thread_id": thread_id, "run_id": run_id})
+        await conn.execute(threads.CANCEL_NOTICE, {"run_id": str(run_id)})
         frames = [
             events.Frame.of("error", error),
             events.Frame.of("lifecycle", {"event": "paused", "error": error["message"], "final": True}),
         ]
         published = await events.append(conn, thread_id, run_id, frames)
-        await queue.promote(conn, thread_id)
         run = await runs.get_in(conn, thread_id, run_id)
     engine.hub.publish(thread_id, published)
     return run
+
+
+async def _waits(conn: Conn, thread_id: UUID, run_id: UUID) -> bool:
+    row = await (await conn.execute(OLDER, {"thread_id": thread_id, "run_id": run_id})).fetchone()
+    return row is not None
 
 
 RESUME = """
@@ -104,21 +120,13 @@ async def restart(engine: Engine, thread_id: UUID, run_id: UUID, *, checkpoint_i
     if run["status"] in runs.ACTIVE or run.get("paused"):
         raise _forbidden(run, "restarted")
     kwargs: dict[str, Any] = run["kwargs"]
-    new = runs.NewRun(
-        assistant=str(run["assistant_id"]),
+    new = runs.again(
+        run,
         input=None if checkpoint_id else kwargs.get("input"),
         command=None if checkpoint_id or kwargs.get("answered") else kwargs.get("command"),
         checkpoint_id=checkpoint_id or kwargs.get("checkpoint_id"),
         checkpoint=None if checkpoint_id else kwargs.get("checkpoint"),
         metadata={**run["metadata"], "restart_of": str(run_id)},
-        config=kwargs.get("config") or {},
-        context=kwargs.get("context"),
-        stream_mode=kwargs.get("stream_mode") or ["values"],
-        stream_subgraphs=bool(kwargs.get("subgraphs")),
-        stream_resumable=bool(kwargs.get("resumable")),
-        interrupt_before=kwargs.get("interrupt_before"),
-        interrupt_after=kwargs.get("interrupt_after"),
-        webhook=kwargs.get("webhook"),
     )
     return await runs.enqueue(engine, thread_id, new)
 

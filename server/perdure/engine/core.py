@@ -43,9 +43,14 @@ class Engine:
     ) -> AsyncIterator[Engine]:
         """Open the pool, make the default assistants and listen, until the block ends.
 
-        `background`: for a loop that serves no readers; it has a small pool and does not listen.
+        `background`: for the sweeper, which serves no readers: a small pool, whose connections
+        never wait long for a lock.
         """
-        pool = await open_pool(dsn, size=2 if background else POOL_SIZE, name="lease" if background else "api")
+        pool = (
+            await open_pool(dsn, size=2, name="sweep", short_locks=True)
+            if background
+            else await open_pool(dsn, size=POOL_SIZE, name="api")
+        )
         engine = cls(settings=settings, registry=registry, dsn=dsn, pool=pool, hub=Hub(), origin=uuid4().hex)
         try:
             if background:

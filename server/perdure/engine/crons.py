@@ -303,7 +303,9 @@ async def fire_due(engine: Engine) -> int:
     fired = 0
     place: dict[str, Any] = {"at": datetime.min.replace(tzinfo=UTC), "cron_id": UUID(int=0)}
     end = time.monotonic() + SECONDS_PER_SWEEP
-    while fired == 0 or time.monotonic() < end:
+    looked = False
+    while not looked or time.monotonic() < end:
+        looked = True
         cron = None
         try:
             async with engine.pool.connection() as conn, conn.transaction():

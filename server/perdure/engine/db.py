@@ -47,8 +47,16 @@ class MigrationError(Exception):
     """The database has been migrated by another, incompatible version."""
 
 
-async def open_pool(dsn: str, *, size: int, name: str) -> Pool:
-    """A pool of at most `size` connections, opened; belongs to the running event loop."""
+async def open_pool(dsn: str, *, size: int, name: str, short_locks: bool = False) -> Pool:
+    """A pool of at most `size` connections, opened; belongs to the running event loop.
+
+    `short_locks`: waiting for a lock for more than a second is an error there.
+    """
+
+    async def configure(conn: Conn) -> None:
+        if short_locks:
+            await conn.execute("SET lock_timeout = '1s'")
+
     pool: Pool = AsyncConnectionPool(
         dsn,
         kwargs=CONNECT,
@@ -57,6 +65,7 @@ async def open_pool(dsn: str, *, size: int, name: str) -> Pool:
         open=False,
         name=name,
         timeout=30,
+        configure=configure,
     )
     await pool.open(wait=True, timeout=30)
     return pool

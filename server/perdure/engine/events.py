@@ -292,7 +292,7 @@ async def _tail(
                 if run_id is None or event.run_id == run_id:
                     silent_since = time.monotonic()
                     yield event
-                    if _ends(event, run_id):
+                    if _ends(event, run_id) and await _is_over(engine, thread_id, event):
                         return
             if not news and not live and not ended:  # poked for nothing: has it all been deleted?
                 try:
@@ -312,7 +312,7 @@ async def _tail(
             if run_id is None or event.run_id == run_id:
                 silent_since = time.monotonic()
                 yield event
-                if _ends(event, run_id):
+                if _ends(event, run_id) and await _is_over(engine, thread_id, event):
                     return
         if ended:
             return
@@ -324,6 +324,16 @@ async def _tail(
         yield None
         if time.monotonic() - looked_at >= POLL_SECONDS:
             reader.must_read = True
+
+
+async def _is_over(engine: Engine, thread_id: UUID, event: Event) -> bool:
+    """A paused run's stream ends, unless the run has been resumed since."""
+    if b'"event":"paused"' not in event.data:
+        return True
+    try:
+        return (await _run_position(engine, thread_id, event.run_id))[1]
+    except RunNotFound:
+        return True
 
 
 async def _gone_or_ended(engine: Engine, thread_id: UUID, run_id: UUID | None) -> bool:

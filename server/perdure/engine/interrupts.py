@@ -15,13 +15,21 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, LiteralString, cast
 from uuid import UUID
 
+import psycopg
 import structlog
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import RESUME
 
 from perdure.engine.db import Conn, jsonb
-from perdure.engine.errors import EngineError, InvalidInput, QuestionClosed, QuestionNotFound, ThreadNotFound
+from perdure.engine.errors import (
+    EngineError,
+    InvalidInput,
+    QuestionClosed,
+    QuestionNotFound,
+    RunNotFound,
+    ThreadNotFound,
+)
 from perdure.engine.saver import Question
 
 if TYPE_CHECKING:
@@ -41,7 +49,7 @@ INSERT INTO interrupts (thread_id, checkpoint_id, task_id, n, checkpoint_ns, int
                         assistant_id, token, question, deadline)
 VALUES (%(thread_id)s, %(checkpoint_id)s, %(task_id)s, %(n)s, %(checkpoint_ns)s, %(interrupt_id)s, %(run_id)s,
         %(graph_id)s, %(assistant_id)s, %(token)s, %(question)s, %(deadline)s)
-ON CONFLICT (thread_id, checkpoint_id, task_id, n) DO NOTHING
+ON CONFLICT (thread_id, checkpoint_id, task_id, n) DO UPDATE SET status = 'open' WHERE interrupts.status = 'superseded'
 RETURNING token, deadline
 """
 
@@ -246,7 +254,13 @@ async def resolve(
     row = await _by_token(engine, token)
     if row["status"] != "open":
         raise QuestionClosed(f"This question is {row['status'].replace('_', ' ')} already")
-    answer = runs.NewRun(assistant=str(row["assistant_id"]), command={"resume": {row["interrupt_id"]: value}})
+    command = {"resume": {row["interrupt_id"]: value}}
+    try:
+        asker = await runs.get(engine, row["thread_id"], row["run_id"])
+    except RunNotFound:  # deleted; its configuration went with it
+        answer = runs.NewRun(assistant=str(row["assistant_id"]), command=command)
+    else:
+        answer = runs.again(asker, command=command)
     return await runs.enqueue(engine, row["thread_id"], answer, answered_as=status, by=by, token=token)
 
 
@@ -256,9 +270,23 @@ async def reject(engine: Engine, token: str, reason: str | None, *, by: str | No
 
 
 DUE = """
-SELECT token, question ->> 'deadline' AS deadline FROM interrupts
+SELECT token, thread_id, question ->> 'deadline' AS deadline FROM interrupts
  WHERE status = 'open' AND deadline <= now() ORDER BY deadline LIMIT 100
 """
+
+
+REOPEN_SUPERSEDED = """
+UPDATE interrupts SET status = 'open'
+ WHERE thread_id = %(thread_id)s AND interrupt_id = ANY(%(ids)s) AND status = 'superseded'
+"""
+
+
+async def reopen(conn: Conn, thread_id: UUID, ids: list[str]) -> None:
+    """The input that had superseded these questions is gone, and the state still asks them.
+
+    Part of the caller's transaction.
+    """
+    await conn.execute(REOPEN_SUPERSEDED, {"thread_id": thread_id, "ids": ids})
 
 
 GIVE_UP = """
@@ -299,6 +327,8 @@ async def time_out(engine: Engine) -> int:
 
     Any number of processes may do so at once: the first wins.
     """
+    from perdure.engine import queue, runs
+
     async with engine.pool.connection() as conn:
         due = await (await conn.execute(DUE)).fetchall()
     count = 0
@@ -309,8 +339,13 @@ async def time_out(engine: Engine) -> int:
             continue  # answered, superseded or deleted just now
         except EngineError as exc:  # its graph or assistant is gone: nobody can go on with it
             log.error("deadline passed, but the run cannot go on", token=row["token"], error=str(exc))
-            async with engine.pool.connection() as conn:
+            async with engine.pool.connection() as conn, conn.transaction():
+                await runs.lock(conn, row["thread_id"])
                 await conn.execute(GIVE_UP, {"token": row["token"]})
+                await queue.promote(conn, row["thread_id"])
+            continue
+        except psycopg.Error as exc:
+            log.warning("deadline not carried out, will be tried again", token=row["token"], error=str(exc).strip())
             continue
         count += 1
     return count

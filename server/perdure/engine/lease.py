@@ -15,11 +15,9 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import suppress
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
-import psycopg
 import structlog
 
 from perdure.engine import loops, queue, sweeper
@@ -35,6 +33,8 @@ SWEEP_SECONDS = 0.5
 RETENTION_SECONDS = 60
 STUCK_SECONDS = 5.0  # how long the attempt loop may be blocked before its runs go to others
 RECONNECT_SECONDS = 0.5
+
+SHORT_LOCKS = "SET lock_timeout = '1s'"
 
 REGISTER = """
 INSERT INTO workers (worker_id, lock_key, name, slots) VALUES (%(worker_id)s, %(lock_key)s, %(name)s, %(slots)s)
@@ -63,20 +63,19 @@ class LeaseThread(threading.Thread):
         self.join(timeout)
 
     async def _run(self) -> None:
-        worker = self.worker
-        async with Engine.open(worker.settings, worker.registry, worker.dsn, background=True) as engine:
-            while not self._stopping.is_set():
-                try:
-                    async with await connect(worker.dsn) as conn:
-                        await self._serve(engine, conn)
-                except psycopg.OperationalError as exc:
-                    log.warning("lease connection lost", error=str(exc).strip())
-                    self.worker_id = None
-                    worker.abandon()
-                    with suppress(TimeoutError):
-                        await asyncio.to_thread(self._stopping.wait, RECONNECT_SECONDS)
+        sweeping = asyncio.create_task(self._keep_sweeping(), name="sweep")
+        while not self._stopping.is_set():
+            try:
+                async with await connect(self.worker.dsn) as conn:
+                    await self._serve(conn)
+            except Exception as exc:  # the edge of a background loop: a worker without leases claims nothing
+                log.warning("lease connection lost", error=repr(exc))
+                self.worker_id = None
+                self.worker.abandon()
+                await self._pause(RECONNECT_SECONDS)
+        sweeping.cancel()
 
-    async def _serve(self, engine: Engine, conn: Conn) -> None:
+    async def _serve(self, conn: Conn) -> None:
         """Live on one connection, under one identity, until told to stop."""
         worker_id, lock_key = uuid4(), secrets.randbits(62)
         await conn.execute(LOCK, {"lock_key": lock_key})
@@ -86,7 +85,7 @@ class LeaseThread(threading.Thread):
         self.worker_id = worker_id
         self.ready.set()
         self.worker.wake()
-        renewed = kept = 0.0
+        renewed = 0.0
         lease_seconds = self.worker.settings.lease_seconds
         while not self._stopping.is_set():
             now = time.monotonic()
@@ -98,27 +97,42 @@ class LeaseThread(threading.Thread):
                     await queue.renew(conn, worker_id=worker_id, run_ids=run_ids, lease_seconds=lease_seconds)
                 await conn.execute(SEEN, {"worker_id": worker_id})
             if self.stuck:
-                await self._hand_back(engine, conn, worker_id, lost=True)
-            try:
-                await sweeper.sweep(engine, conn, worker_id)
-                if now - kept >= RETENTION_SECONDS:
-                    kept = now
-                    await sweeper.retention(conn)
-            except Exception:  # the edge of a background loop
-                if conn.closed:
-                    raise
-                log.exception("sweep failed")
-            await asyncio.to_thread(self._stopping.wait, SWEEP_SECONDS)
+                await self._hand_back(conn, worker_id, lost=True)
+            await self._pause(SWEEP_SECONDS)
         self.worker_id = None
-        await self._hand_back(engine, conn, worker_id)
+        await self._hand_back(conn, worker_id)
         await conn.execute(sweeper.FORGET, {"worker_id": worker_id})
 
-    async def _hand_back(self, engine: Engine, conn: Conn, worker_id: UUID, *, lost: bool = False) -> None:
+    async def _keep_sweeping(self) -> None:
+        """Sweep beside the leases, on connections that never wait long for a lock: renewing must not wait."""
+        worker = self.worker
+        while not self._stopping.is_set():
+            try:
+                opened = Engine.open(worker.settings, worker.registry, worker.dsn, background=True)
+                async with opened as engine, await connect(worker.dsn) as conn:
+                    await conn.execute(SHORT_LOCKS)
+                    kept = 0.0
+                    while not self._stopping.is_set() and not conn.closed:
+                        if self.worker_id is not None:
+                            await sweeper.sweep(engine, conn, self.worker_id)
+                        if time.monotonic() - kept >= RETENTION_SECONDS:
+                            kept = time.monotonic()
+                            await sweeper.retention(conn)
+                        await self._pause(SWEEP_SECONDS)
+            except Exception:  # the edge of a background loop
+                log.exception("sweeper stopped, starting again")
+                await self._pause(RECONNECT_SECONDS)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, or less if the worker is told to stop."""
+        await asyncio.to_thread(self._stopping.wait, seconds)
+
+    async def _hand_back(self, conn: Conn, worker_id: UUID, *, lost: bool = False) -> None:
         """Ownership first; stopping the code comes after, and nobody waits for it.
 
         `lost`: their code blocks the loop, which counts as a failure of each.
         """
-        settings = engine.settings
+        settings = self.worker.settings
         runs = await queue.release(
             conn,
             worker_id=worker_id,

@@ -54,7 +54,11 @@ WITH ready AS (
     SELECT r.thread_id, r.run_id, r.priority, r.queue_no
       FROM runs r JOIN threads t ON t.thread_id = r.thread_id
      WHERE r.ready_at <= now() AND r.status IN ('pending', 'suspended') AND r.graph_id = ANY(%(graphs)s)
-       AND (t.run_id IS NULL OR t.run_id = r.run_id)
+       AND (t.run_id = r.run_id OR t.run_id IS NULL AND (r.priority OR NOT EXISTS (
+                SELECT 1 FROM runs a WHERE a.thread_id = r.thread_id AND a.priority
+                   AND a.status = 'pending' AND a.ready_at <= now())))
+       AND NOT (r.behind_question AND r.attempt = 0 AND EXISTS (
+                SELECT 1 FROM interrupts i WHERE i.thread_id = r.thread_id AND i.status = 'open'))
      ORDER BY r.ready_at, r.queue_no
      LIMIT %(slots)s
        FOR UPDATE OF t, r SKIP LOCKED
@@ -105,6 +109,8 @@ SELECT extract(epoch FROM min(r.ready_at) - now())::float8 AS seconds
   FROM runs r JOIN threads t ON t.thread_id = r.thread_id
  WHERE r.ready_at IS NOT NULL AND r.status IN ('pending', 'suspended') AND r.graph_id = ANY(%(graphs)s)
    AND (t.run_id IS NULL OR t.run_id = r.run_id)
+   AND NOT (r.behind_question AND r.attempt = 0 AND EXISTS (
+            SELECT 1 FROM interrupts i WHERE i.thread_id = r.thread_id AND i.status = 'open'))
 """
 
 
@@ -244,7 +250,8 @@ SETTLE_THREAD = """
 UPDATE threads t
    SET fence = t.fence + 1, run_id = NULL,
        status = CASE WHEN EXISTS (SELECT 1 FROM runs r WHERE r.thread_id = t.thread_id AND r.status = 'pending'
-                                     AND NOT r.behind_question AND r.run_id <> %(run_id)s)
+                                     AND (NOT r.behind_question OR %(status)s <> 'interrupted')
+                                     AND r.run_id <> %(run_id)s)
                      THEN 'busy' ELSE %(status)s END,
        error = %(error)s, interrupts = %(interrupts)s, updated_at = now(), state_updated_at = now(),
        expires_at = CASE WHEN NOT t.temporary THEN t.expires_at

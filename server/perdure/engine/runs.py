@@ -85,6 +85,25 @@ def record(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "langsmith_session_name": None}
 
 
+def again(run: dict[str, Any], **changes: Any) -> NewRun:
+    """A new run like a given one (its record), apart from `changes`: same assistant, configuration, modes, webhook."""
+    kwargs: dict[str, Any] = run["kwargs"]
+    same: dict[str, Any] = {
+        "assistant": str(run["assistant_id"]),
+        "config": kwargs.get("config") or {},
+        "context": kwargs.get("context"),
+        "stream_mode": kwargs.get("stream_mode") or ["values"],
+        "stream_subgraphs": bool(kwargs.get("subgraphs")),
+        "stream_resumable": bool(kwargs.get("resumable")),
+        "interrupt_before": kwargs.get("interrupt_before"),
+        "interrupt_after": kwargs.get("interrupt_after"),
+        "webhook": kwargs.get("webhook"),
+        "durability": kwargs.get("durability") or "sync",
+        "protocol": bool(kwargs.get("protocol")),
+    }
+    return NewRun(**{**same, **changes})
+
+
 LOCK_THREAD = """
 SELECT thread_id, run_id, status, metadata, config, event_seq, interrupts
   FROM threads WHERE thread_id = %(thread_id)s FOR UPDATE
@@ -371,6 +390,12 @@ async def cancel(
     learns of it afterwards. A run with an open saga undoes it first, unless `compensate` is
     False. Raises RunNotFound when there is no such active run.
     """
+    await stop(engine, thread_id, run_id, action, compensate=compensate)
+    await children.cancel_orphans(engine)
+
+
+async def stop(engine: Engine, thread_id: UUID, run_id: UUID, action: Action, *, compensate: bool = True) -> None:
+    """As `cancel`, without looking after the run's children."""
     async with engine.pool.connection() as conn, conn.transaction():
         thread = await lock(conn, thread_id)
         run = next((r for r in await _active(conn, thread_id) if r["run_id"] == run_id), None)
@@ -378,7 +403,6 @@ async def cancel(
             raise RunNotFound(f"Run with ID {run_id} not found or not active")
         published, _ = await _stop(engine, conn, thread, run, action, compensate=compensate)
     engine.hub.publish(thread_id, published)
-    await children.cancel_orphans(engine)
 
 
 CANDIDATES = """
@@ -428,14 +452,16 @@ DELETE FROM checkpoint_writes w USING own
 """
 
 
+DELETE_STEPS = "DELETE FROM steps WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s"
+
 OPEN_SAGA = """
 SELECT 1 FROM steps WHERE thread_id = %(thread_id)s AND name = 'saga' AND status = 'open' LIMIT 1
 """
 
 COMPENSATE = """
 UPDATE runs SET status = 'pending', cancelling = %(action)s, ready_at = now(), worker_id = NULL, lease_until = NULL,
-                updated_at = now()
- WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s AND cancelling IS NULL
+                failures = 0, updated_at = now()
+ WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s
 """
 
 TAKE_AWAY = "UPDATE threads SET fence = fence + 1 WHERE thread_id = %(thread_id)s"
@@ -460,9 +486,9 @@ async def _stop(
     thread_id, run_id = thread["thread_id"], run["run_id"]
     owner = thread["run_id"] == run_id
     if owner:
+        if run["cancelling"] and compensate and run["status"] != "paused":
+            return [], False  # its undos are running
         await conn.execute(threads.CANCEL_NOTICE, {"run_id": str(run_id)})
-        if run["cancelling"] and compensate:
-            return [], False
         if compensate and await (await conn.execute(OPEN_SAGA, {"thread_id": thread_id})).fetchone():
             await conn.execute(TAKE_AWAY, {"thread_id": thread_id})
             await conn.execute(COMPENSATE, {"thread_id": thread_id, "run_id": run_id, "action": action})
@@ -471,6 +497,10 @@ async def _stop(
             return await events.append(conn, thread_id, run_id, [frame]), False
     last = events.Frame.of("lifecycle", {"event": "cancelled", "action": action, "final": True})
     published = await events.append(conn, thread_id, run_id, [last])
+    if owner:
+        await interrupts.supersede(conn, thread_id)
+        if not compensate:
+            await conn.execute(CLOSE_SAGAS, {"thread_id": thread_id})
     await _end_stopped(conn, thread_id, run_id, action, run)
     if owner or thread["run_id"] is None:
         snapshot: dict[str, Any] = (
@@ -485,6 +515,10 @@ async def _stop(
             error=_cancelled(action) if owner and not successor else None,
             interrupts=_asked(snapshot) if action == "rollback" or not owner else {},
         )
+        if not owner:  # the input that superseded them has never started
+            await interrupts.reopen(
+                conn, thread_id, [one["id"] for asked in _asked(snapshot).values() for one in asked]
+            )
     if not successor:
         await queue.promote(conn, thread_id)
     return published, True
@@ -495,6 +529,7 @@ async def _end_stopped(conn: Conn, thread_id: UUID, run_id: UUID, action: str, r
     if action == "rollback":
         base: dict[str, Any] = {"base": run["base_checkpoint_id"], "base_tasks": run["base_tasks"] or []}
         await conn.execute(DELETE_CHECKPOINTS, {"thread": str(thread_id), "run": str(run_id), **base})
+        await conn.execute(DELETE_STEPS, {"thread_id": thread_id, "run_id": run_id})
         await conn.execute(DELETE, {"thread_id": thread_id, "run_id": run_id})
         if run["kwargs"].get("answered"):
             await interrupts.take_back(conn, thread_id, run["kwargs"]["answered"])
@@ -538,29 +573,67 @@ async def end_compensated(conn: Conn, run: queue.Claimed, frames: list[events.Fr
     return published
 
 
-async def outcome(engine: Engine, thread_id: UUID, run_id: UUID, *, output_only: bool = False) -> Any:
-    """What wait and join answer once a run has ended: the thread's values.
+async def outcome(engine: Engine, thread_id: UUID, run_id: UUID) -> Any:
+    """What wait and join answer once a run has ended: the thread's present values.
 
     After a question they hold `__interrupt__`; of a failed run it is `{"__error__": …}`.
-    `output_only`: only what the graph gives back (its output schema). Raises RunNotFound.
+    Raises RunNotFound.
     """
-    run = await get(engine, thread_id, run_id)
+    run, thread = await _ended(engine, thread_id, run_id)
     if run["status"] in ("error", "timeout"):
-        return {"__error__": run.get("error") or {"error": "TimeoutError", "message": "The run took too long"}}
+        return _failure(run)
+    values = await state.values(engine, thread)
+    asked: dict[str, list[dict[str, Any]]] = thread["interrupts"] or {}
+    questions = [question for group in asked.values() for question in group]
+    return _with_questions(values, questions) if run["status"] == "success" else values
+
+
+async def result(engine: Engine, thread_id: UUID, run_id: UUID) -> Any:
+    """What a call gives back once its run has ended: the graph's output as that run left it.
+
+    Later runs of the thread do not change it, as long as its checkpoints are there. Questions
+    and errors stand in it as in `outcome`. Raises RunNotFound.
+    """
+    run, thread = await _ended(engine, thread_id, run_id)
+    if run["status"] in ("error", "timeout"):
+        return _failure(run)
     async with engine.pool.connection() as conn:
-        row = await (await conn.execute(LOCK_FREE_THREAD, {"thread_id": thread_id})).fetchone()
-        if row is None:
-            raise RunNotFound(f"Run with ID {run_id} not found")
-        values = await (state.output if output_only else state.values)(engine, row, conn)
-    asked: dict[str, list[dict[str, Any]]] = row["interrupts"] or {}
-    open_questions = [
-        {**question, "response_schema": question.get("response_schema")}
-        for questions in asked.values()
-        for question in questions
-    ]
-    if run["status"] == "success" and open_questions and isinstance(values, dict):
-        return {**cast("dict[str, Any]", values), "__interrupt__": open_questions}
-    return values
+        keys = {"thread": str(thread_id), "run": str(run_id), "thread_id": thread_id, "run_id": run_id}
+        own = await (await conn.execute(OWN_CHECKPOINT, keys)).fetchone()
+        questions = await (await conn.execute(ASKED_BY, keys)).fetchall()
+    values = await state.output(engine, thread, own["checkpoint_id"] if own else None)
+    return _with_questions(values, questions) if run["status"] == "success" else values
 
 
-LOCK_FREE_THREAD = "SELECT thread_id, metadata, config, interrupts FROM threads WHERE thread_id = %(thread_id)s"
+OWN_CHECKPOINT = """
+SELECT checkpoint_id FROM checkpoints
+ WHERE thread_id = %(thread)s AND checkpoint_ns = '' AND metadata ->> 'run_id' = %(run)s
+ ORDER BY checkpoint_id DESC LIMIT 1
+"""
+ASKED_BY = """
+SELECT interrupt_id AS id, question AS value FROM interrupts
+ WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s ORDER BY created_at, n
+"""
+
+
+async def _ended(engine: Engine, thread_id: UUID, run_id: UUID) -> tuple[dict[str, Any], dict[str, Any]]:
+    async with engine.pool.connection() as conn:
+        run = await get_in(conn, thread_id, run_id)
+        thread = await (await conn.execute(THREAD, {"thread_id": thread_id})).fetchone()
+    if thread is None:
+        raise RunNotFound(f"Run with ID {run_id} not found")
+    return run, thread
+
+
+def _failure(run: dict[str, Any]) -> dict[str, Any]:
+    return {"__error__": run.get("error") or {"error": "TimeoutError", "message": "The run took too long"}}
+
+
+def _with_questions(values: Any, questions: list[dict[str, Any]]) -> Any:
+    if not questions or not isinstance(values, dict):
+        return values
+    shown = [{**question, "response_schema": question.get("response_schema")} for question in questions]
+    return {**cast("dict[str, Any]", values), "__interrupt__": shown}
+
+
+THREAD = "SELECT thread_id, metadata, config, interrupts FROM threads WHERE thread_id = %(thread_id)s"

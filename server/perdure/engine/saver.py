@@ -144,13 +144,16 @@ class FencedSaver(AsyncPostgresSaver):
         size = 0
         answers = cast("list[Any]", dict(writes).get(RESUME) or [])
         for index, (channel, value) in enumerate(writes):
+            if channel == RESUME:
+                continue  # `interrupts.accept` has stored every answer, perhaps a newer one since
             kind, blob = self.serde.dumps_typed(value)
             slot = WRITES_IDX_MAP.get(channel, index)
             rows.append((ns, checkpoint_id, task_id, task_path, slot, channel, kind, blob))
             size += len(blob)
             if channel == INTERRUPT:
                 self._note(value, ns, checkpoint_id, task_id, len(answers))
-        await self.group.submit(Write(self.thread_id, self.fence, writes=rows, size=size))
+        if rows:
+            await self.group.submit(Write(self.thread_id, self.fence, writes=rows, size=size))
 
     def _note(self, value: Any, ns: str, checkpoint_id: str, task_id: str, n: int) -> None:
         """Remember who asked: the task of the innermost graph, not the parents it passes through."""

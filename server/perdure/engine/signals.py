@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Callable
 from typing import LiteralString
 
-import psycopg
 import structlog
 
 from perdure.engine.db import connect
@@ -41,6 +40,6 @@ async def listen(dsn: str, handlers: dict[str, Callable[[str], None]], *, missed
                 missed()
                 async for notice in conn.notifies():
                     handlers[notice.channel](notice.payload)
-        except psycopg.OperationalError as exc:
+        except Exception as exc:  # the edge of a background loop: listening must not end
             log.warning("listen connection lost", error=str(exc).strip())
         await asyncio.sleep(RECONNECT_SECONDS)

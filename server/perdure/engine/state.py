@@ -84,9 +84,10 @@ async def values(engine: Engine, thread: Mapping[str, Any], conn: Conn | None = 
     return None if snapshot is None else snapshot.values
 
 
-async def output(engine: Engine, thread: Mapping[str, Any], conn: Conn | None = None) -> Any:
-    """What the thread's graph gives back: its output channels of the present values; None before there are any."""
-    found = await values(engine, thread, conn)
+async def output(engine: Engine, thread: Mapping[str, Any], checkpoint_id: str | None = None) -> Any:
+    """What the thread's graph gives back: its output channels, now or at a checkpoint; None before there are any."""
+    snapshot = await _snapshot(engine, thread, _address(thread["thread_id"], checkpoint_id=checkpoint_id))
+    found: Any = None if snapshot is None else snapshot.values
     if not isinstance(found, dict):
         return found
     present = cast("dict[str, Any]", found)

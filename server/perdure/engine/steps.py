@@ -43,9 +43,10 @@ SAVE = """
 WITH held AS (
     SELECT thread_id FROM threads WHERE thread_id = %(thread_id)s AND fence = %(fence)s FOR SHARE
 )
-INSERT INTO steps (thread_id, scope, name, identity, n, call, run_id, keyed, status, value_type, value, attempts)
+INSERT INTO steps (thread_id, scope, name, identity, n, call, run_id, keyed, status, value_type, value, attempts,
+                   overlapped)
 SELECT thread_id, %(scope)s, %(name)s, %(identity)s, %(n)s, %(call)s, %(run_id)s, %(keyed)s, 'done', %(type)s,
-       %(value)s, %(attempts)s
+       %(value)s, %(attempts)s, %(overlapped)s
   FROM held
 ON CONFLICT (thread_id, scope, name, identity, n)
 DO UPDATE SET status = 'done', value_type = excluded.value_type, value = excluded.value,
@@ -216,6 +217,7 @@ class Journal:
             **self._keys(),
             **dict(zip(("scope", "name", "identity", "n"), (scope, *place), strict=True)),
             "call": book.call_of.get(place, 0),
+            "overlapped": place in book.overlapped,
             "keyed": key is not None,
         }
         try:

@@ -10,9 +10,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import psycopg
 import structlog
 
 from perdure.engine import children, crons, idempotency, interrupts, queue, store, threads, webhooks
@@ -61,7 +63,11 @@ def _policy(engine: Engine) -> dict[str, Any]:
 
 
 EXPIRED_THREADS = """
-SELECT thread_id FROM threads WHERE expires_at < now() AND status <> 'busy' ORDER BY thread_id LIMIT 200
+SELECT thread_id FROM threads t
+ WHERE expires_at < now() AND status <> 'busy'
+   AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.thread_id = t.thread_id
+                      AND r.status IN ('pending', 'running', 'suspended', 'paused'))
+ ORDER BY thread_id LIMIT 200
    FOR UPDATE SKIP LOCKED
 """
 
@@ -95,10 +101,19 @@ async def retention(conn: Conn) -> None:
 
 
 async def sweep(engine: Engine, conn: Conn, me: UUID) -> None:
-    """One round of everything that must not wait."""
-    await dead_workers(engine, conn, me)
-    await expired_leases(engine, conn)
-    await interrupts.time_out(engine)
-    await crons.fire_due(engine)
-    await expired_threads(conn)
-    await children.cancel_orphans(engine)
+    """One round of everything that must not wait. What fails is logged and does not hold up the rest."""
+    duties: dict[str, Callable[[], Awaitable[int]]] = {
+        "dead workers": lambda: dead_workers(engine, conn, me),
+        "expired leases": lambda: expired_leases(engine, conn),
+        "deadlines": lambda: interrupts.time_out(engine),
+        "crons": lambda: crons.fire_due(engine),
+        "expired threads": lambda: expired_threads(conn),
+        "orphans": lambda: children.cancel_orphans(engine),
+    }
+    for name, duty in duties.items():
+        try:
+            await duty()
+        except psycopg.errors.LockNotAvailable:
+            log.debug("locked, left for the next round", duty=name)
+        except Exception:  # the edge of a background loop
+            log.exception("sweep failed", duty=name)

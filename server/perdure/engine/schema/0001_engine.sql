@@ -43,7 +43,9 @@ CREATE TABLE threads (
     -- Grows with every change of ownership (claim, hand-back, expiry, finish, cancel,
     -- rollback, state update). Each write of a run names the fence it was given; a
     -- stale worker's fence no longer matches, so its write changes nothing.
-    fence            bigint NOT NULL DEFAULT 0,
+    -- It begins at the clock, so a thread that was deleted and made again under the same id
+    -- (a session) never shares a fence with its predecessor.
+    fence            bigint NOT NULL DEFAULT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
     -- The run at the head of the queue: being executed, waiting for its retry, or
     -- paused. NULL: the next pending run may be claimed.
     run_id           uuid,
