@@ -115,7 +115,7 @@ async def round_of(way: Way, dsn: str, postgres: int | None, options: argparse.N
         graph_for = way.open(pool)
         threads = [uuid4() for _ in range(options.concurrency + options.runs)]
         async with pool.connection() as conn:
-            insert = "INSERT INTO threads (thread_id) SELECT unnest(%(threads)s::uuid[])"
+            insert = "INSERT INTO threads (thread_id, fence) SELECT unnest(%(threads)s::uuid[]), 0"
             await conn.execute(insert, {"threads": threads})
 
         async def one(number: int) -> None:

@@ -141,6 +141,12 @@ class Lab:
     async def thread(self, **given: Any) -> UUID:
         return (await threads.create(self.engine, **given))["thread_id"]
 
+    async def thread_at_zero(self) -> UUID:
+        """A thread with the fence 0, for those who write without a claim."""
+        thread_id = await self.thread()
+        await self.execute("UPDATE threads SET fence = 0 WHERE thread_id = %(id)s", id=thread_id)
+        return thread_id
+
     async def enqueue(self, thread_id: UUID | None, input: Any = None, **given: Any) -> dict[str, Any]:
         new = runs.NewRun(**{"assistant": self.graph, "input": input, **given})
         return await runs.enqueue(self.engine, thread_id, new)

@@ -68,7 +68,7 @@ async def log(lab, thread: UUID) -> list[str]:
 
 
 async def test_write_is_durable_when_submit_returns_and_tells_the_number_of_its_events(lab, group):
-    thread = await lab.thread()
+    thread = await lab.thread_at_zero()
     assert await group.submit(events(thread, "a", "b")) == 0
     assert await log(lab, thread) == ["a", "b"]
     assert await group.submit(events(thread, "c")) == 2
@@ -79,13 +79,13 @@ async def test_write_is_durable_when_submit_returns_and_tells_the_number_of_its_
 async def test_writes_of_many_threads_share_statements(lab):
     pool = FailingPool(lab.engine.pool)
     group = GroupCommit(pool, origin="")  # type: ignore[arg-type]
-    threads = [await lab.thread() for _ in range(20)]
+    threads = [await lab.thread_at_zero() for _ in range(20)]
     await asyncio.gather(*(group.submit(events(thread, "a")) for thread in threads))
     assert pool.used <= 2
 
 
 async def test_events_of_concurrent_writers_are_numbered_without_gaps_in_the_order_of_submission(lab, group):
-    threads = [await lab.thread() for _ in range(3)]
+    threads = [await lab.thread_at_zero() for _ in range(3)]
     texts = [f"{n}" for n in range(60)]
     numbers = await asyncio.gather(*(group.submit(events(thread, text)) for text in texts for thread in threads))
     for thread in threads:
@@ -96,7 +96,7 @@ async def test_events_of_concurrent_writers_are_numbered_without_gaps_in_the_ord
 async def test_two_groups_and_a_transaction_that_append_to_one_thread_never_collide(lab):
     from perdure.engine import events as event_log
 
-    thread = await lab.thread()
+    thread = await lab.thread_at_zero()
 
     async def append(n: int) -> None:
         async with lab.engine.pool.connection() as conn, conn.transaction():
@@ -109,7 +109,7 @@ async def test_two_groups_and_a_transaction_that_append_to_one_thread_never_coll
 
 
 async def test_refused_row_fails_its_own_write_only(lab, group):
-    threads = [await lab.thread() for _ in range(4)]
+    threads = [await lab.thread_at_zero() for _ in range(4)]
     writes = [events(thread, "good") for thread in threads]
     bad = Write(threads[0], 0, steps=[step("pay")], events=[(RUN, 0, "custom", '"\x00"', None)])
     ends = await asyncio.gather(
@@ -123,7 +123,7 @@ async def test_refused_row_fails_its_own_write_only(lab, group):
 
 
 async def test_text_that_no_encoding_knows_fails_its_own_write_only(lab, group):
-    threads = [await lab.thread() for _ in range(3)]
+    threads = [await lab.thread_at_zero() for _ in range(3)]
     bad = Write(threads[1], 0, steps=[step("lone \ud800 surrogate")])
     ends = await asyncio.gather(
         group.submit(events(threads[0], "good")),
@@ -136,7 +136,7 @@ async def test_text_that_no_encoding_knows_fails_its_own_write_only(lab, group):
 
 
 async def test_writes_after_a_refused_one_keep_their_order(lab, group):
-    thread = await lab.thread()
+    thread = await lab.thread_at_zero()
     writes = [events(thread, "a"), events(thread, "\x00"), events(thread, "b"), events(thread, "c")]
     ends = await asyncio.gather(*(group.submit(write) for write in writes), return_exceptions=True)
     assert await log(lab, thread) == ["a", "b", "c"]
@@ -144,7 +144,7 @@ async def test_writes_after_a_refused_one_keep_their_order(lab, group):
 
 
 async def test_write_of_a_cancelled_caller_becomes_durable(lab, group):
-    thread = await lab.thread()
+    thread = await lab.thread_at_zero()
     callers = [asyncio.create_task(group.submit(events(thread, text))) for text in "abc"]
     await asyncio.sleep(0)
     for caller in callers:
@@ -157,7 +157,7 @@ async def test_write_of_a_cancelled_caller_becomes_durable(lab, group):
 
 @pytest.mark.parametrize("away", ["fenced off", "deleted"])
 async def test_stale_fence_fails_the_writes_of_its_thread_only(lab, group, away):
-    threads = [await lab.thread() for _ in range(10)]
+    threads = [await lab.thread_at_zero() for _ in range(10)]
     if away == "deleted":
         await lab.execute("DELETE FROM threads WHERE thread_id = %(id)s", id=threads[3])
     else:
@@ -184,7 +184,7 @@ async def test_stale_fence_fails_the_writes_of_its_thread_only(lab, group, away)
 
 
 async def test_two_owners_of_a_thread_in_one_queue_are_told_apart(lab, group):
-    thread = await lab.thread()
+    thread = await lab.thread_at_zero()
     await lab.fence_off(thread)
     ends = await asyncio.gather(
         group.submit(events(thread, "old", fence=0)),
@@ -222,21 +222,21 @@ async def test_row_that_is_written_twice_in_one_group_ends_as_it_would_in_two(la
             ),
         }
 
-    together, apart = await write(await lab.thread(), False), await write(await lab.thread(), True)
+    together, apart = await write(await lab.thread_at_zero(), False), await write(await lab.thread_at_zero(), True)
     assert together == apart
     assert together["steps"] == [{"status": "done", "value": b"second"}]
     assert together["writes"] == [{"idx": -3, "blob": b"second"}, {"idx": 0, "blob": b"first"}]
 
 
 async def test_pending_write_is_the_same_one_whatever_path_its_task_has(lab, group):
-    thread = await lab.thread()
+    thread = await lab.thread_at_zero()
     rows = [pending(0, b"first", path="a"), pending(0, b"second", path="b")]
     await asyncio.gather(*(group.submit(Write(thread, 0, writes=[row])) for row in rows))
     assert await lab.rows("SELECT task_path, blob FROM checkpoint_writes") == [{"task_path": "a", "blob": b"first"}]
 
 
 async def test_more_writes_than_one_statement_takes(lab, group):
-    thread = await lab.thread()
+    thread = await lab.thread_at_zero()
     texts = [f"{n}" for n in range(GROUP_WRITES + 100)]
     await asyncio.gather(*(group.submit(events(thread, text)) for text in texts))
     assert await log(lab, thread) == texts
@@ -245,7 +245,7 @@ async def test_more_writes_than_one_statement_takes(lab, group):
 async def test_large_writes_go_in_statements_of_their_own(lab):
     pool = FailingPool(lab.engine.pool)
     group = GroupCommit(pool, origin="")  # type: ignore[arg-type]
-    thread = await lab.thread()
+    thread = await lab.thread_at_zero()
     value = b"x" * 3_000_000
     rows = [("", "channel", str(n), "bytes", value) for n in range(3)]
     await asyncio.gather(*(group.submit(Write(thread, 0, blobs=[row], size=len(value))) for row in rows))
@@ -256,18 +256,18 @@ async def test_large_writes_go_in_statements_of_their_own(lab):
 async def test_lost_database_fails_the_writes_under_way_and_works_again_afterwards(lab):
     pool = FailingPool(lab.engine.pool)
     group = GroupCommit(pool, origin="")  # type: ignore[arg-type]
-    threads = [await lab.thread() for _ in range(3)]
+    threads = [await lab.thread_at_zero() for _ in range(3)]
     pool.broken = 1
     ends = await asyncio.gather(*(group.submit(events(t, "a")) for t in threads), return_exceptions=True)
     assert [type(end) for end in ends] == [StorageError] * 3
-    assert await group.submit(events(await lab.thread(), "b")) == 0
+    assert await group.submit(events(await lab.thread_at_zero(), "b")) == 0
 
 
 async def test_write_behind_a_lost_one_of_the_same_owner_is_lost_too(lab):
     """Else a finished step could be durable, and the checkpoint that it belongs to could not."""
     pool = FailingPool(lab.engine.pool)
     group = GroupCommit(pool, origin="")  # type: ignore[arg-type]
-    thread = await lab.thread()
+    thread = await lab.thread_at_zero()
     pool.broken = 1
     first = asyncio.create_task(group.submit(Write(thread, 0, checkpoints=[checkpoint("c")])))
     await asyncio.sleep(0)
@@ -281,13 +281,13 @@ async def test_write_behind_a_lost_one_of_the_same_owner_is_lost_too(lab):
 async def test_owner_that_has_lost_a_write_writes_nothing_more_and_others_do(lab):
     pool = FailingPool(lab.engine.pool)
     group = GroupCommit(pool, origin="")  # type: ignore[arg-type]
-    thread = await lab.thread()
+    thread = await lab.thread_at_zero()
     pool.broken = 1
     with pytest.raises(StorageError):
         await group.submit(events(thread, "lost"))
     with pytest.raises(StorageError):
         await group.submit(events(thread, "after it"))
-    assert await group.submit(events(await lab.thread(), "of another thread")) == 0
+    assert await group.submit(events(await lab.thread_at_zero(), "of another thread")) == 0
     await lab.fence_off(thread)
     assert await group.submit(events(thread, "of the next owner", fence=1)) == 0
     group.forget(thread)  # the attempt has ended
@@ -298,7 +298,7 @@ async def test_write_behind_one_that_was_lost_when_its_group_was_split_is_lost_t
     """A refused row makes each write of the group a statement of its own, and then the database is lost."""
     pool = FailingPool(lab.engine.pool)
     group = GroupCommit(pool, origin="")  # type: ignore[arg-type]
-    thread = await lab.thread()
+    thread = await lab.thread_at_zero()
 
     class LosesOne(FailingPool):
         def connection(self) -> Any:
@@ -309,7 +309,7 @@ async def test_write_behind_one_that_was_lost_when_its_group_was_split_is_lost_t
     writes = [
         Write(thread, 0, checkpoints=[checkpoint("c")]),
         Write(thread, 0, steps=[step("pay")]),
-        events(await lab.thread(), "\x00"),
+        events(await lab.thread_at_zero(), "\x00"),
     ]
     ends = await asyncio.gather(*(group.submit(write) for write in writes), return_exceptions=True)
     assert [type(end) for end in ends[:2]] == [StorageError, StorageError]

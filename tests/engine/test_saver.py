@@ -9,7 +9,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple, empty_checkpoint
 from langgraph.checkpoint.conformance import checkpointer_test, validate
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from langgraph.checkpoint.serde.types import INTERRUPT, RESUME
+from langgraph.checkpoint.serde.types import INTERRUPT
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, Interrupt, Send, interrupt
 from typing_extensions import TypedDict
@@ -51,7 +51,7 @@ class _AnyThread(FencedSaver):
         own = self._own(config)
         self.thread_id = UUID(own["configurable"]["thread_id"])  # type: ignore[typeddict-item]
         async with self.pool.connection() as conn:
-            statement = "INSERT INTO threads (thread_id) VALUES (%s) ON CONFLICT DO NOTHING"
+            statement = "INSERT INTO threads (thread_id, fence) VALUES (%s, 0) ON CONFLICT DO NOTHING"
             await conn.execute(statement, [self.thread_id])
         return own
 
@@ -115,7 +115,7 @@ async def test_saver_passes_the_conformance_suite_of_langgraph(lab):
 
 
 async def test_stale_owner_can_store_neither_checkpoints_nor_pending_writes(lab):
-    thread = await lab.thread()
+    thread = await lab.thread_at_zero()
     saver = saver_for(lab, thread)
     stored = await put(saver, address(thread), {"text": "mine", "list": [1]})
     await saver.aput_writes(stored, [("text", "a")], "task")
@@ -141,13 +141,13 @@ async def test_stock_saver_and_ours_read_the_same_from_what_either_has_stored(la
     values = {"text": "t", "number": 3, "list": [1, {"a": b"b"}], "none": None, "send": Send("node", {"x": 1})}
     savers = {}
     for name in ("ours", "stock"):
-        thread = await lab.thread()
+        thread = await lab.thread_at_zero()
         ours, stock = saver_for(lab, thread), AsyncPostgresSaver(lab.engine.pool)
         writer = ours if name == "ours" else stock
         first = await put(writer, address(thread), values)
         second = await put(writer, first, {**values, "text": "new"})
         await writer.aput_writes(second, [("text", "w"), ("list", [9])], "task-1", "path")
-        await writer.aput_writes(second, [(INTERRUPT, (Interrupt("?", id="i"),)), (RESUME, ["yes"])], "task-2")
+        await writer.aput_writes(second, [(INTERRUPT, (Interrupt("?", id="i"),))], "task-2")
         savers[name] = thread
         for config in (first, second, address(thread)):
             assert await ours.aget_tuple(config) == await stock.aget_tuple(config)
@@ -155,7 +155,7 @@ async def test_stock_saver_and_ours_read_the_same_from_what_either_has_stored(la
         newest = await stock.aget_tuple(address(thread))
         assert newest is not None
         assert newest.checkpoint["channel_values"] == {**values, "text": "new"}
-        assert len(newest.pending_writes or []) == 4
+        assert len(newest.pending_writes or []) == 3
     # and the rows themselves look alike
     columns = "checkpoint_ns, type, idx, channel, task_id, task_path, blob"
     rows = [
@@ -169,7 +169,7 @@ async def test_stock_saver_and_ours_read_the_same_from_what_either_has_stored(la
 
 @pytest.mark.parametrize("value", [*ODD_TEXTS, *ODD_NUMBERS], ids=ascii)
 async def test_primitive_channel_value_comes_back_as_it_was(lab, value):
-    thread = await lab.thread()
+    thread = await lab.thread_at_zero()
     saver = saver_for(lab, thread)
     config = await put(saver, address(thread), {"value": value, "nested": {"value": value}})
     await saver.aput_writes(config, [("value", value)], "task")
@@ -187,7 +187,7 @@ async def test_primitive_channel_value_comes_back_as_it_was(lab, value):
 @pytest.mark.parametrize("value", BROKEN_TEXTS, ids=ascii)
 async def test_text_with_half_a_character_is_stored_as_langgraph_serializes_it(lab, value):
     """PostgreSQL has no place for it, and LangGraph's serializer puts a question mark there."""
-    thread = await lab.thread()
+    thread = await lab.thread_at_zero()
     saver = saver_for(lab, thread)
     config = await put(saver, address(thread), {"value": value})
     await saver.aput_writes(config, [("value", value)], "task")
@@ -199,7 +199,7 @@ async def test_text_with_half_a_character_is_stored_as_langgraph_serializes_it(l
 
 
 async def test_channel_that_changes_between_odd_and_plain_text_has_its_newest_value(lab):
-    thread = await lab.thread()
+    thread = await lab.thread_at_zero()
     saver = saver_for(lab, thread)
     config = address(thread)
     for value in ("plain", "a\x00", "plain again", float("inf"), "\x00", None, "end"):
@@ -210,7 +210,7 @@ async def test_channel_that_changes_between_odd_and_plain_text_has_its_newest_va
 
 
 async def test_reads_of_one_saver_run_side_by_side(lab):
-    thread = await lab.thread()
+    thread = await lab.thread_at_zero()
     saver = saver_for(lab, thread)
     await put(saver, address(thread), {"value": 1})
     async with asyncio.timeout(5):
@@ -219,7 +219,7 @@ async def test_reads_of_one_saver_run_side_by_side(lab):
 
 
 async def test_lost_database_is_a_storage_error(lab):
-    thread = await lab.thread()
+    thread = await lab.thread_at_zero()
     saver = saver_for(lab, thread)
     await lab.engine.pool.resize(1, 1)
     await lab.execute("SELECT 1")
@@ -270,7 +270,7 @@ def _pair() -> StateGraph:
 
 async def ask(lab, builder: StateGraph, *given: Any):
     """Run a graph until it asks, once per input; a new saver each time, as each attempt has."""
-    thread = await lab.thread()
+    thread = await lab.thread_at_zero()
     graph = builder.compile()
     saver = None
     for one in given or ({"answers": ""},):

@@ -157,7 +157,7 @@ async def new_thread(engine, graph_id: Any, config: dict[str, Any] | None = None
     metadata = {} if graph_id is None else {"graph_id": graph_id}
     async with engine.pool.connection() as conn:
         await conn.execute(
-            "INSERT INTO threads (thread_id, metadata, config) VALUES (%(id)s, %(metadata)s, %(config)s)",
+            "INSERT INTO threads (thread_id, metadata, config, fence) VALUES (%(id)s, %(metadata)s, %(config)s, 0)",
             {"id": thread_id, "metadata": db.jsonb(metadata), "config": db.jsonb(config or {})},
         )
     return thread_id

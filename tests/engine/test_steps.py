@@ -55,7 +55,7 @@ class Caller:
 
 @pytest.fixture
 async def book(lab) -> Book:
-    return Book(lab, await lab.thread())
+    return Book(lab, await lab.thread_at_zero())
 
 
 async def test_unknown_call_is_new(book):
@@ -283,7 +283,7 @@ async def test_scopes_and_threads_know_nothing_of_each_other(book):
     await caller.call("pay", 1, scope="node:a")
     await caller.call("pay", 1, scope="node:b")
     assert caller.executed == [1, 1]
-    other = Book(book.lab, await book.lab.thread()).attempt()
+    other = Book(book.lab, await book.lab.thread_at_zero()).attempt()
     await other.call("pay", 1, scope="node:a")
     assert other.executed == [1]
 

@@ -64,7 +64,7 @@ class Attempt:
         self.lost = False
         self._broken: BaseException | None = None
         self._task: asyncio.Task[None] | None = None
-        self._saver = FencedSaver(shop.engine.pool, shop.group, run.thread_id, run.fence)
+        self._saver = FencedSaver(shop.engine.pool, shop.group, run.thread_id, run.fence, stores_answers=False)
         self._journal = Journal(shop.engine, shop.group, run)
         self._outbox = Outbox(
             *(shop.group, shop.hub, run.thread_id, run.run_id, run.fence),

@@ -60,15 +60,20 @@ class Question:
 class FencedSaver(AsyncPostgresSaver):
     """Reads any thread; writes one thread, as long as `fence` is its owner's.
 
-    Every write raises LeaseLost once the run has been taken away.
+    Every write raises LeaseLost once the run has been taken away. Without `stores_answers`
+    the answers that LangGraph repeats beside a question are left out: `interrupts.accept`
+    has stored them, and perhaps a newer one since.
     """
 
-    def __init__(self, pool: Pool, group: GroupCommit, thread_id: UUID, fence: int) -> None:
+    def __init__(
+        self, pool: Pool, group: GroupCommit, thread_id: UUID, fence: int, *, stores_answers: bool = True
+    ) -> None:
         super().__init__(conn=pool)
         self.pool = pool
         self.group = group
         self.thread_id = thread_id
         self.fence = fence
+        self.stores_answers = stores_answers
         self.head: str | None = None  # newest checkpoint of the root graph, read or written
         self.questions: dict[str, Question] = {}  # by interrupt id, as raised in this attempt
         self.asked: dict[str, list[Interrupt[Any]]] = {}  # by task of the root graph
@@ -144,8 +149,8 @@ class FencedSaver(AsyncPostgresSaver):
         size = 0
         answers = cast("list[Any]", dict(writes).get(RESUME) or [])
         for index, (channel, value) in enumerate(writes):
-            if channel == RESUME:
-                continue  # `interrupts.accept` has stored every answer, perhaps a newer one since
+            if channel == RESUME and not self.stores_answers:
+                continue
             kind, blob = self.serde.dumps_typed(value)
             slot = WRITES_IDX_MAP.get(channel, index)
             rows.append((ns, checkpoint_id, task_id, task_path, slot, channel, kind, blob))
