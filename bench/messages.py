@@ -42,7 +42,7 @@ async def fenced(pool: Pool) -> Turn:
     """Our saver, in process."""
     thread = uuid4()
     async with pool.connection() as conn:
-        await conn.execute("INSERT INTO threads (thread_id) VALUES (%(thread)s)", {"thread": thread})
+        await conn.execute("INSERT INTO threads (thread_id, fence) VALUES (%(thread)s, 0)", {"thread": thread})
     return _in_process(FencedSaver(pool, GroupCommit(pool, origin="bench"), thread, 0), str(thread))
 
 
