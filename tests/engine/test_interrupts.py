@@ -9,7 +9,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import interrupt
 from typing_extensions import TypedDict
 
-from perdure.engine import assistants, interrupts, runs, state, threads
+from perdure.engine import assistants, control, interrupts, runs, state, threads
 from perdure.engine.errors import InvalidInput, QuestionClosed, QuestionNotFound
 
 PAST = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
@@ -47,7 +47,29 @@ def _twice(given: State) -> Any:
 _again = StateGraph(State)
 _again.add_node("ask", _twice)
 _again.add_edge(START, "ask")
-GRAPHS = {"default": asking("left"), "pair": asking("left", "right"), "twice": _again.compile()}
+
+
+class Flaky(Exception):
+    retryable = True
+
+
+def failing(error: type[Exception]) -> Any:
+    def fail(given: State) -> Any:
+        raise error("no")
+
+    graph = StateGraph(State)
+    graph.add_node("fail", fail)
+    graph.add_edge(START, "fail")
+    return graph.compile()
+
+
+GRAPHS = {
+    "default": asking("left"),
+    "pair": asking("left", "right"),
+    "twice": _again.compile(),
+    "failing": failing(ValueError),
+    "flaky": failing(Flaky),
+}
 
 
 async def ask(lab, graph: str = "default", **given: Any) -> tuple[Any, list[dict[str, Any]]]:
@@ -377,3 +399,45 @@ async def test_questions_are_found_by_status_agent_and_thread_newest_first_in_pa
     assert [token for page in pages for token in page] == everything
     with pytest.raises(QuestionNotFound):
         await tokens(cursor="unknown")
+
+
+async def followed(lab, graph: str = "default") -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """A thread with an open question, and a run with other input that was accepted before it was asked."""
+    thread = await lab.thread()
+    await lab.enqueue(thread, {"left": None})
+    asking = await lab.claim_one()
+    follower = await lab.enqueue(thread, {"left": None}, assistant=graph)
+    await lab.play(lab.attempt(asking))
+    (question,) = await open_questions(lab, thread)
+    return thread, question, follower
+
+
+async def test_answer_goes_before_a_run_that_is_ready_already(lab):
+    """Also for a worker with one free slot: after that run nobody would hear the answer."""
+    thread, question, follower = await followed(lab)
+    answer = await interrupts.resolve(lab.engine, question["token"], "yes")
+    claimed = await lab.claim_one()
+    assert claimed.run_id == answer["run_id"]
+    await lab.play(lab.attempt(claimed))
+    assert (await values(lab, thread))["left"] == "yes"
+    assert (await lab.claim_one()).run_id == follower["run_id"]
+
+
+@pytest.mark.parametrize("graph", ["default", "failing", "flaky"])
+async def test_question_that_other_input_has_overtaken_takes_no_answer(lab, graph):
+    """Nobody would hear it: the thread has gone on."""
+    _, question, follower = await followed(lab, graph)
+    claimed = await lab.claim_one()
+    assert claimed.run_id == follower["run_id"]
+    if graph != "default":  # else: while it is being executed
+        await lab.play(lab.attempt(claimed))
+    with pytest.raises(QuestionClosed):
+        await interrupts.resolve(lab.engine, question["token"], "yes")
+
+
+@pytest.mark.xfail(strict=True, reason="pausing a run that has never started makes it the head of the queue")
+async def test_answer_does_not_wait_behind_a_paused_run_that_has_never_started(lab):
+    thread, question, follower = await followed(lab)
+    await control.pause(lab.engine, thread, follower["run_id"])
+    answer = await interrupts.resolve(lab.engine, question["token"], "yes")
+    assert (await lab.claim_one()).run_id == answer["run_id"]

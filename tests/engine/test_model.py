@@ -132,7 +132,7 @@ class Question:
 
 @dataclass
 class Run:
-    """`due`: not before; `head`: owns its thread's queue; `place`: its kind, tag and question decide how it ends."""
+    """`due`: it starts at that time, not before; `head`: it owns its thread's queue; `behind`: waits for questions."""
 
     run_id: UUID
     thread: UUID
@@ -320,19 +320,9 @@ class Model(RuleBasedStateMachine):
             assert one.fence > self.fences.get(one.thread_id, -1), "the fence has not grown"
             self.fences[one.thread_id] = run.fence = one.fence
             run.status, run.head, run.worker = "running", True, mine
-            if not run.answers:
-                self.overtake(run.thread)
+            for question in self.open(run.thread) if not run.answers else ():
+                question.status = "superseded"  # other input has overtaken it: nobody would hear an answer
             self.held.append((run, one))
-
-    def overtake(self, thread: UUID) -> None:
-        """A run with other input has been started: nobody would hear an answer any more.
-
-        The engine leaves such a question open until that run has ended well.
-        """
-        for question in self.open(thread):
-            question.status = "superseded"
-            close = "UPDATE interrupts SET status = 'superseded' WHERE token = %(token)s"
-            self.do(self.lab.execute(close, token=question.token))
 
     def startable(self, thread: UUID) -> list[Run]:
         """Any of these may be started now, and one of them must be."""

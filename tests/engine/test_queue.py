@@ -337,12 +337,13 @@ async def test_thread_stays_busy_until_the_last_run_of_its_queue_has_ended(lab):
 async def test_calls_by_key_wait_behind_an_open_question(lab):
     thread = await lab.thread()
     await lab.enqueue(thread, {})
+    asking = await lab.claim_one()
     await lab.execute(
         """INSERT INTO interrupts (thread_id, checkpoint_id, task_id, n, checkpoint_ns, interrupt_id, run_id,
                                    graph_id, assistant_id, token, question)
            SELECT thread_id, 'c', 't', 0, '', repeat('a', 32), run_id, graph_id, assistant_id, 'k', '1' FROM runs"""
     )
-    await finish(lab, await lab.claim_one())
+    await finish(lab, asking)
     held = await lab.enqueue(thread, {}, behind_question=True)
     assert await lab.claim() == []
     assert (await lab.thread_row(thread))["status"] == "idle"

@@ -68,6 +68,11 @@ WITH ready AS (
     UPDATE threads t SET fence = t.fence + 1, run_id = first.run_id, status = 'busy', updated_at = now()
       FROM first WHERE t.thread_id = first.thread_id
     RETURNING t.thread_id, t.fence, first.run_id
+), superseded AS (  -- input that was accepted before the question was asked overtakes it now
+    UPDATE interrupts i SET status = 'superseded'
+      FROM owned JOIN runs r ON r.thread_id = owned.thread_id AND r.run_id = owned.run_id
+     WHERE i.thread_id = owned.thread_id AND i.status = 'open'
+       AND r.attempt = 0 AND r.kwargs -> 'input' <> 'null'::jsonb AND r.kwargs -> 'answered' IS NULL
 ), head AS (
     SELECT owned.thread_id, c.checkpoint_id, c.metadata ->> 'run_id' AS run_id, w.commands, w.tasks
       FROM owned CROSS JOIN LATERAL (
