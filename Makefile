@@ -24,7 +24,7 @@ test: $(READY)  ## All tests
 	$(BIN)/python -m pytest $(ARGS)
 
 crash: $(READY)  ## Kill workers around every commit of every scenario; prints a table
-	CRASH_ALL=1 $(BIN)/python -m pytest tests/crash -s -q $(ARGS)
+	CRASH_ALL=1 $(BIN)/python -m pytest tests/crash tests/engine/test_model.py -s -q $(ARGS)
 
 bench: $(READY)  ## Measure server, checkpointer and growth, small numbers; see bench/README.md
 	$(BIN)/python -m bench --n 60 --json bench/results/server.json
