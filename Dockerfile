@@ -7,14 +7,15 @@ COPY pyproject.toml uv.lock README.md LICENSE ./
 RUN --mount=type=cache,target=/root/.cache/uv uv sync --frozen --no-dev --no-install-project
 COPY server ./server
 COPY graphs ./graphs
-COPY langgraph.json ./
+COPY langgraph.json langgraph.crm.json ./
 RUN --mount=type=cache,target=/root/.cache/uv uv sync --frozen --no-dev
 
 FROM python:3.13-slim
-RUN useradd --create-home --uid 10001 perdure && install -d -o perdure /data
+RUN useradd --create-home --uid 10001 perdure && install -d -o perdure /data /sandboxes
 COPY --from=build /app /app
 WORKDIR /app
-# Without DATABASE_URL the embedded PostgreSQL writes to /data: mount a volume there.
+# Without DATABASE_URL the embedded PostgreSQL writes to /data: mount a volume there. The coding agent of the
+# patterns writes to CODING_SANDBOX, a folder that all workers must share, such as a volume at /sandboxes.
 ENV PATH=/app/.venv/bin:$PATH PERDURE_DATA_DIR=/data PERDURE_HOST=0.0.0.0 PYTHONUNBUFFERED=1
 USER perdure
 VOLUME /data

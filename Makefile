@@ -3,19 +3,29 @@
 PYTHON ?= python3
 PORT ?= 2024
 SLOTS ?= 16
+CRM_PORT ?= 2025
 
 UV := .uv/bin/uv
 BIN := .venv/bin
 READY := .venv/.ready
+NPM := tests/wire/js/node_modules/.package-lock.json
 
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test crash bench check format test-deps clean
+.PHONY: help serve crm tour demo test crash fuzz bench check format test-deps clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 serve: $(READY)  ## API and worker on port 2024, with an embedded PostgreSQL
 	@exec $(BIN)/perdure serve --port $(PORT) --slots $(SLOTS)
+
+# A database of its own, whatever DATABASE_URL says: the workers of one database must serve the same graphs.
+crm: $(READY)  ## A second server for the pattern support: the assistant crm, on port 2025
+	@DATABASE_URL='$(CRM_DATABASE_URL)' DATABASE_URI= POSTGRES_URI= PERDURE_DATA_DIR=.perdure/crm \
+		exec $(BIN)/perdure serve --config langgraph.crm.json --port $(CRM_PORT)
+
+tour: $(READY)  ## Every example of every pattern against the running server, one line each
+	@exec $(BIN)/perdure tour --url http://127.0.0.1:$(PORT) --needs-port $(CRM_PORT) $(ARGS)
 
 demo: $(READY)  ## The story in a minute: agents, a person, kill -9 of a worker, an outage
 	@exec $(BIN)/perdure demo $(ARGS)
@@ -25,6 +35,9 @@ test: $(READY)  ## All tests
 
 crash: $(READY)  ## Kill workers around every commit of every scenario; prints a table
 	CRASH_ALL=1 $(BIN)/python -m pytest tests/crash tests/engine/test_model.py -s -q $(ARGS)
+
+fuzz: $(READY)  ## Thousands of requests generated from our OpenAPI description, others each time
+	FUZZ_CASES=30 $(BIN)/python -m pytest tests/wire/test_openapi.py -q $(ARGS)
 
 bench: $(READY)  ## Measure server, checkpointer and growth, small numbers; see bench/README.md
 	$(BIN)/python -m bench --n 60 --json bench/results/server.json
@@ -40,7 +53,14 @@ format: $(READY)  ## Format and fix what can be fixed
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-test-deps: $(READY)  ## What the tests need beyond the Python packages
+test-deps: $(READY) $(NPM)  ## What the tests need beyond the Python packages: npm packages, and a look for Chromium
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		echo "Chromium not found: tests/wire/test_browser.py will be skipped (Debian: apt-get install chromium)"
+
+$(NPM): tests/wire/js/package-lock.json
+	@command -v npm >/dev/null || { echo "npm not found: install Node.js 20 or newer"; exit 1; }
+	cd $(@D)/.. && npm ci --ignore-scripts --no-audit --no-fund
+	@touch $@
 
 clean:  ## Remove what make created; data in .perdure stays
 	rm -rf .venv .uv .pytest_cache .ruff_cache dist build

@@ -43,7 +43,7 @@ def database_url() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def template_database(database_url: str) -> Iterator[str]:
     """The name of a migrated, empty database; copying it is much quicker than migrating."""
-    with _database(database_url) as (name, dsn):
+    with Database(database_url) as (name, dsn):
         migrate(dsn)
         yield name
 
@@ -51,18 +51,18 @@ def template_database(database_url: str) -> Iterator[str]:
 @pytest.fixture
 def dsn(database_url: str, template_database: str) -> Iterator[str]:
     """A migrated database of this test's own."""
-    with _database(database_url, template_database) as (_, dsn):
+    with Database(database_url, template_database) as (_, dsn):
         yield dsn
 
 
 @pytest.fixture
 def empty_dsn(database_url: str) -> Iterator[str]:
     """A database of this test's own that has never been migrated."""
-    with _database(database_url) as (_, dsn):
+    with Database(database_url) as (_, dsn):
         yield dsn
 
 
-class _database:
+class Database:
     """A new database, dropped at the end whoever is still connected."""
 
     def __init__(self, url: str, template: str = "template1") -> None:

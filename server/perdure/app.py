@@ -83,9 +83,10 @@ def _start(
     engine: Engine | None = None
     if bound:
         from perdure.api import create_app
+        from perdure.api.custom import around
 
         app = create_app(settings, registry, dsn)
-        server = _HttpServer(app, bound)
+        server = _HttpServer(around(app, registry, limit=settings.rate_limit_per_minute), bound)
         stack.callback(server.stop)
         server.start()
         engine = app.state.engine

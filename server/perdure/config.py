@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import orjson
 from dotenv import dotenv_values
@@ -88,6 +88,14 @@ class Settings(BaseSettings):
         default=0.5, gt=0, description="Wait before the second attempt of a run; doubles with each attempt."
     )
     retry_cap_seconds: float = Field(default=60, gt=0, description="Longest wait between two attempts of a run.")
+    max_duration_seconds: float | None = Field(
+        default=None, gt=0, description="How long a run may take from its first start before it is paused."
+    )
+    idle_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="How long an attempt may show no step, checkpoint or event before it has failed.",
+    )
     event_flush_ms: int = Field(
         default=20, ge=0, description="How long stream events are collected before they are written, in ms."
     )
@@ -102,6 +110,44 @@ class Settings(BaseSettings):
         default=12, gt=0, description="How often a webhook is tried, over about 2.5 hours."
     )
     webhook_timeout_seconds: float = Field(default=15, gt=0, description="How long one try of a webhook may take.")
+    public_url: str | None = Field(
+        default=None,
+        description="Where others reach this server: begins links to questions, and other servers report the end of "
+        "`agent(…, server=…)` to it. Unset: links are relative, and we ask those servers.",
+    )
+    secret: SecretStr | None = Field(
+        default=None,
+        description="Signs links to questions. Unset: a random one, kept in the database for all servers.",
+    )
+    remote_keys: SecretStr | None = Field(
+        default=None,
+        description='Keys for other servers, sent as x-api-key: a JSON object such as {"http://crm:2024": "key"}.',
+    )
+    auth: Literal["none", "keys", "oidc"] = Field(
+        default="none",
+        description="Who may use the API: everybody, who has a key (`perdure keys`), or who has a token of an OpenID "
+        "provider. An `auth` entry in langgraph.json decides by itself.",
+    )
+    oidc_issuer: str | None = Field(
+        default=None, description="The provider: the `iss` of its tokens, and where its configuration is found."
+    )
+    oidc_audience: str | None = Field(default=None, description="The `aud` that tokens for this server have.")
+    oidc_jwks_url: str | None = Field(
+        default=None, description="Where the provider's keys are. Unset: where its configuration says."
+    )
+    oidc_owner_claim: str = Field(default="sub", description="The claim that says who the caller is.")
+    oidc_algorithms: str = Field(
+        default="RS256,RS384,RS512,PS256,PS384,PS512,ES256,ES384,ES512,EdDSA",
+        description="Signatures that are accepted; only those of public keys can be.",
+    )
+    oidc_leeway_seconds: float = Field(
+        default=30, ge=0, description="How far the provider's clock may be from this server's."
+    )
+    rate_limit_per_minute: int | None = Field(
+        default=None,
+        gt=0,
+        description="Requests a minute of one caller, over all servers; a key may have its own. Unset: any number.",
+    )
     url: str = Field(default="http://127.0.0.1:2024", description="The server that the command line talks to.")
     api_key: SecretStr | None = Field(
         default=None, description="Key that the command line sends to that server as x-api-key."

@@ -1,5 +1,6 @@
 """An app in the test's own process, for what needs no worker, and a real server for the rest."""
 
+import json
 import os
 import re
 import subprocess
@@ -36,6 +37,8 @@ from langgraph.graph import START, StateGraph
 from langgraph.types import interrupt
 from typing_extensions import TypedDict
 
+from perdure import approval
+
 
 class State(TypedDict, total=False):
     log: Annotated[list[str], add]
@@ -56,11 +59,17 @@ async def ask(state: State) -> State:
     return {"answer": interrupt("really?")}
 
 
+async def approve(state: State) -> State:
+    action = {"name": "pay", "args": {"to": "<script>alert(1)</script>"}, "description": "Pays"}
+    answer = await approval("Pay <b>5 & 6</b>?", within=3600, action=action)
+    return {"answer": {"approved": answer.approved, "reason": answer.reason}}
+
+
 def single(node: Any) -> Any:
     return StateGraph(State).add_node("node", node).add_edge(START, "node").compile()
 
 
-works, fails, asks = single(work), single(fail), single(ask)
+works, fails, asks, approves = single(work), single(fail), single(ask), single(approve)
 '''
 
 
@@ -92,9 +101,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A langgraph.json with graphs that work, fail and ask, for a real server."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "wired.py").write_text(GRAPHS)
-    (folder / "langgraph.json").write_text(
-        '{"graphs": {"works": "./wired.py:works", "fails": "./wired.py:fails", "asks": "./wired.py:asks"}}'
-    )
+    names = ("works", "fails", "asks", "approves")
+    (folder / "langgraph.json").write_text(json.dumps({"graphs": {name: f"./wired.py:{name}" for name in names}}))
     return folder / "langgraph.json"
 
 

@@ -1,7 +1,9 @@
 """Pause, resume, retry, restart, kill, steer and find, over HTTP against a real server."""
 
+import json
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -122,3 +124,59 @@ def test_runs_are_found_by_status_agent_and_error(api: httpx.Client) -> None:
         refused = api.post("/runs/search", json=body)
         assert refused.status_code == 422
         assert field in refused.json()["detail"]
+
+
+def test_a_run_that_has_not_started_can_be_paused(api: httpx.Client) -> None:
+    run = start(api, "small", after_seconds=3600)
+    assert api.post(f"{run}/pause").json()["paused"] is True
+    thread = run.split("/")[2]
+    behind = api.post(f"/threads/{thread}/runs/wait", json={"assistant_id": "small", "input": {"log": ["x"]}}).json()
+    assert behind["log"][0] == "x", "it is not due yet, so it holds nobody up"
+    resumed = api.post(f"{run}/resume").json()
+    assert (resumed["status"], resumed["attempt"]) == ("pending", 0)
+    assert api.get(f"/threads/{thread}").json()["status"] == "busy"
+
+
+def test_a_thread_tells_its_time_to_live_when_asked(api: httpx.Client) -> None:
+    thread = api.post("/threads", json={"ttl": {"ttl": 90, "strategy": "keep_latest"}}).json()
+    assert "ttl" not in thread
+    path = f"/threads/{thread['thread_id']}"
+    assert "ttl" not in api.get(path).json()
+    shown = api.get(path, params={"include": "ttl"}).json()
+    expires = datetime.fromisoformat(shown["ttl"].pop("expires_at"))
+    assert shown["ttl"] == {"strategy": "keep_latest", "ttl_minutes": 90}
+    assert expires - datetime.fromisoformat(shown["updated_at"]) == timedelta(minutes=90)
+    api.patch(path, json={"ttl": 5})
+    assert api.get(path, params={"include": "ttl"}).json()["ttl"]["ttl_minutes"] == 5
+    plain = api.post("/threads", json={}).json()["thread_id"]
+    assert api.get(f"/threads/{plain}", params={"include": "ttl"}).json()["ttl"] is None
+
+
+def test_pruning_a_busy_thread_is_a_conflict(api: httpx.Client) -> None:
+    idle, busy = start(api, "small"), start(api, "slow")
+    until(api, idle, status="success")
+    until(api, busy, suspended=True)
+    ids = [run.split("/")[2] for run in (idle, busy)]
+    refused = api.post("/threads/prune", json={"thread_ids": ids, "strategy": "keep_latest"})
+    assert refused.status_code == 409
+    assert ids[1] in refused.json()["detail"]
+    assert len(api.post(f"/threads/{ids[0]}/history", json={"limit": 10}).json()) > 1
+    pruned = api.post("/threads/prune", json={"thread_ids": [ids[0], str(uuid4())], "strategy": "keep_latest"})
+    assert pruned.json() == {"pruned_count": 1}
+    assert len(api.post(f"/threads/{ids[0]}/history", json={"limit": 10}).json()) == 1
+    assert api.post("/threads/prune", json={"thread_ids": ids, "strategy": "delete"}).json() == {"pruned_count": 2}
+
+
+def test_threads_live_as_long_as_langgraph_json_says(server: Launch, tmp_path: Any) -> None:
+    config = tmp_path / "langgraph.json"
+    graphs = {"small": f"{HERE / 'scenarios.py'}:small"}
+    config.write_text(json.dumps({"graphs": graphs, "checkpointer": {"ttl": {"default_ttl": 0.02}}}))
+    process: Process = server(config=config, env={"EFFECTS": str(tmp_path / "effects")})
+    with httpx.Client(base_url=process.url, timeout=30) as client:
+        path = f"/threads/{client.post('/threads', json={}).json()['thread_id']}"
+        end = time.monotonic() + 20
+        while client.get(path).status_code != 404:
+            assert time.monotonic() < end, "it still lives"
+            time.sleep(0.05)  # asks a real server again
+        own = client.post("/threads", json={"ttl": 60}).json()["thread_id"]
+        assert client.get(f"/threads/{own}").status_code == 200

@@ -182,3 +182,18 @@ def test_the_sdk_reads_pages_streams_and_errors(http: httpx.Client) -> None:
         assert created[0]["run_id"] == parts[0].data["run_id"]
         with pytest.raises(Exception, match="ValueError: boom"):
             client.runs.wait(made["thread_id"], "fails", input={})
+
+
+def test_a_run_past_its_max_duration_is_paused(http: httpx.Client) -> None:
+    thread_id = thread(http)
+    started = time.monotonic()
+    body = {"assistant_id": "works", "input": {"seconds": 60}, "max_duration": 0.5}
+    failed = http.post(f"/threads/{thread_id}/runs/wait", json=body).json()["__error__"]
+    assert time.monotonic() - started < 15
+    assert (failed["error"], failed["message"][:47]) == (
+        "MaxDuration",
+        "The run took longer than its max_duration of 0.",
+    )
+    [run] = http.get(f"/threads/{thread_id}/runs").json()
+    assert (run["status"], run["paused"], run["kwargs"]["max_duration"]) == ("error", True, 0.5)
+    assert http.post(f"/threads/{thread_id}/runs/{run['run_id']}/cancel").status_code == 202

@@ -57,6 +57,30 @@ def test_runs_and_threads_can_be_listed_described_and_cancelled(perdure: Perdure
     assert (code, json.loads(text)) == (0, [])
 
 
+def test_agents_can_be_listed_and_drawn_with_their_schemas(perdure: Perdure, api: str) -> None:
+    code, text = perdure("agents", "list", "--json", url=api)
+    assert code == 0, text
+    weather = next(row for row in json.loads(text) if row["agent"] == "weather")
+    assert {"agent", "assistant_id", "description", "examples", "input_schema"} == weather.keys()
+    code, text = perdure("agents", "list", url=api)
+    assert (code, "weather" in text) == (0, True), text
+
+    code, text = perdure("agents", "graph", "weather", url=api)
+    assert code == 0, text
+    assert "model ··> tools" in text.splitlines()
+    assert "tools ··> model" in text.splitlines() or "tools --> model" in text.splitlines()
+    code, text = perdure("agents", "graph", "weather", "--json", url=api)
+    assert {"nodes", "edges"} <= json.loads(text).keys()
+
+    code, text = perdure("agents", "schema", "weather", url=api)
+    assert "prompt" in json.loads(text)["properties"]
+    code, text = perdure("agents", "schema", "weather", "--all", url=api)
+    assert {"input_schema", "output_schema", "state_schema"} <= json.loads(text).keys()
+    code, text = perdure("agents", "schema", "no_such_agent", url=api)
+    assert code == 4
+    assert "weather" in text  # those that exist
+
+
 def test_refusals_have_exit_code_4_and_the_words_of_the_server(perdure: Perdure, api: str) -> None:
     code, text = perdure("invoke", "no_such_graph", url=api)
     assert code == 4

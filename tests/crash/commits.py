@@ -1,11 +1,13 @@
 """The commit hook: it counts every commit of a worker's attempts and can kill the process right before or after one.
 
 A commit is a writing statement outside of a transaction, or the end of the outermost
-transaction block. Only the attempt loop is watched: leases and sweeps go by the clock.
+transaction block. Of the attempt loop every commit counts; of the other threads, which go by
+the clock, those that fire a cron or note what another server has said.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -15,9 +17,17 @@ import psycopg
 from psycopg import AsyncConnection, AsyncTransaction
 from psycopg.pq import TransactionStatus
 
-from perdure.engine import groupcommit, queue
+from perdure.engine import crons, groupcommit, queue, remote, stop
 
 count = 0
+
+ELSEWHERE = {
+    crons.MOVE_ON: "cron",
+    remote.STARTED: "remote started",
+    remote.LATER: "remote later",
+    remote.SETTLE: "remote settled",
+}
+"""Statements of other threads that count."""
 
 
 def kind(statements: list[tuple[str, Any]]) -> str:
@@ -27,43 +37,69 @@ def kind(statements: list[tuple[str, Any]]) -> str:
     if append is not None:
         rows = {"checkpoint": "c_id", "writes": "w_idx", "steps": "s_name", "events": "e_event"}
         return "append " + "+".join(name for name, column in rows.items() if append.get(column))
-    for text, name in ((queue.CLAIM, "claim"), (queue.SETTLE_THREAD, "finish"), (queue.RETRY_RUN, "retry")):
+    names = {
+        queue.CLAIM: "claim",
+        queue.SETTLE_THREAD: "finish",
+        queue.RETRY_RUN: "retry",
+        stop.HAND_BACK_RUN: "give way",
+        **ELSEWHERE,
+    }
+    for text, name in names.items():
         if text in texts:
             return name
     return "other"
 
 
-def install(*, kill: dict[str, Any] | None, record: str | None) -> None:
-    """Watch this process. `kill`: {"at": number from 1, "when": "before" | "after", "kind": only count these}."""
+def die(linger: float) -> None:
+    if linger:
+        threading.Timer(linger, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    else:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def install(*, kill: dict[str, Any] | None, record: str | None, arm: str | None = None) -> None:
+    """Watch this process.
+
+    `kill`: {"at": number from 1, "when": "before" | "after", "kind": only count these, "linger": seconds that the
+    process still has}. `record`: file that gets the kind of each commit. `arm`: file in which a `kill` may appear
+    later, to be counted from the next commit on; it is taken away.
+    """
     open_blocks: dict[int, list[tuple[str, Any]]] = {}
     execute = AsyncConnection.execute
     leave = AsyncTransaction.__aexit__
 
     def point(when: str, name: str) -> None:
         global count
+        nonlocal kill
+        if when == "before" and arm and os.path.exists(arm):
+            with open(arm, encoding="utf-8") as file:
+                kill, count = json.load(file), 0
+            os.unlink(arm)
+        if when == "before" and record:
+            handle = os.open(record, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            os.write(handle, f"{name}\n".encode())
+            os.close(handle)
         if kill and kill.get("kind") and not name.startswith(kill["kind"]):
             return
         if when == "before":
             count += 1
-            if record:
-                handle = os.open(record, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-                os.write(handle, f"{name}\n".encode())
-                os.close(handle)
         if kill and kill["at"] == count and kill["when"] == when:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die(kill.get("linger", 0))
 
-    def watched() -> bool:
-        return threading.current_thread().name == "perdure-attempts"
+    def watched(name: str) -> bool:
+        return name in ELSEWHERE.values() or threading.current_thread().name == "perdure-attempts"
 
     async def watched_execute(self: AsyncConnection[Any], query: Any, params: Any = None, **options: Any) -> Any:
         text = query if isinstance(query, str) else ""
         writes = text.split(maxsplit=1)[0].upper() in ("WITH", "INSERT", "UPDATE", "DELETE") if text.strip() else False
-        if not watched() or not writes:
+        if not writes:
             return await execute(self, query, params, **options)
         if self.info.transaction_status != TransactionStatus.IDLE:
             open_blocks.setdefault(id(self), []).append((text, params))
             return await execute(self, query, params, **options)
         name = kind([(text, params)])
+        if not watched(name):
+            return await execute(self, query, params, **options)
         point("before", name)
         result = await execute(self, query, params, **options)
         point("after", name)
@@ -71,9 +107,9 @@ def install(*, kill: dict[str, Any] | None, record: str | None) -> None:
 
     async def watched_leave(self: AsyncTransaction, *details: Any) -> Any:
         statements = open_blocks.pop(id(self.connection), [])
-        if not watched() or not statements or details[0] is not None:
-            return await leave(self, *details)
         name = kind(statements)
+        if not watched(name) or not statements or details[0] is not None:
+            return await leave(self, *details)
         point("before", name)
         result = await leave(self, *details)
         point("after", name)

@@ -7,8 +7,9 @@ import pytest
 
 from perdure.config import load_settings
 from perdure.engine.core import Engine
+from perdure.engine.db import migrate
 from perdure.engine.registry import Registry
-from tests.crash.fleet import HERE, Fleet, Nursery
+from tests.crash.fleet import HERE, Fleet, Nursery, OtherServer
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +17,14 @@ def nursery() -> Iterator[Nursery]:
     nursery = Nursery()
     yield nursery
     nursery.close()
+
+
+@pytest.fixture
+def other_server(nursery: Nursery, empty_dsn: str, tmp_path: Path) -> Iterator[OtherServer]:
+    migrate(empty_dsn)
+    other = OtherServer(nursery, empty_dsn, tmp_path, tmp_path / "effects")
+    yield other
+    other.close()
 
 
 @pytest.fixture

@@ -6,8 +6,10 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,8 +17,14 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import psycopg
+import uvicorn
+
+from perdure.api import create_app
+from perdure.config import load_settings
 from perdure.engine import events, runs, threads
 from perdure.engine.core import Engine
+from perdure.engine.registry import Registry
 from tests.conftest import ROOT, clean_environment
 
 HERE = Path(__file__).parent
@@ -63,15 +71,24 @@ class Nursery:
             text=True,
         )
 
+    def load(self, config: Path, warm: dict[str, Any]) -> None:
+        """Import the graphs of a langgraph.json, and execute those of `warm`, once for all workers forked with it."""
+        self._ask({"load": str(config), "warm": warm})
+
     def fork(self, order: dict[str, Any]) -> WorkerProcess:
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(json.dumps({"fork": order}) + "\n")
-        self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
+        answer = self._ask({"fork": order})
         worker = WorkerProcess(answer["pid"], Path(order["log"]))
         assert answer["ready"] or order["kill"], worker.log.read_text()
         return worker
+
+    def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, f"the nursery has died of {order}; its standard error says why"
+        return json.loads(answer)
 
     def close(self) -> None:
         assert self._process.stdin
@@ -79,6 +96,40 @@ class Nursery:
         self._process.wait(10)
         assert self._process.stdout
         self._process.stdout.close()
+
+
+class OtherServer:
+    """A second perdure, with a database of its own: an API in a thread of this process, a worker that nobody kills."""
+
+    def __init__(self, nursery: Nursery, dsn: str, folder: Path, effects: Path) -> None:
+        settings = load_settings(config=HERE / "langgraph.json")
+        app = create_app(settings, Registry.load(settings.config), dsn)
+        bound = socket.create_server(("127.0.0.1", 0))
+        self._server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [bound]}, daemon=True)
+        self._thread.start()
+        self.dsn = dsn
+        self.url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        self._worker = nursery.fork(
+            {
+                "env": {"EFFECTS": str(effects)},
+                "config": str(HERE / "langgraph.json"),
+                "dsn": dsn,
+                "settings": {"slots": 4},
+                "log": str(folder / "other-worker.log"),
+                "kill": None,
+                "record": None,
+            }
+        )
+
+    def rows(self, query: Any) -> list[Any]:
+        with psycopg.connect(self.dsn, autocommit=True) as conn:
+            return conn.execute(query).fetchall()
+
+    def close(self) -> None:
+        self._worker.kill()
+        self._server.should_exit = True
+        self._thread.join(10)
 
 
 @dataclass
@@ -92,6 +143,7 @@ class Fleet:
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     config: Path = HERE / "langgraph.json"
     workers: list[WorkerProcess] = field(default_factory=list[WorkerProcess])
+    other: OtherServer | None = None
 
     @property
     def effects_file(self) -> Path:
@@ -110,8 +162,10 @@ class Fleet:
         path.touch()
         return path
 
-    def worker(self, *, kill: dict[str, Any] | None = None, record: Path | None = None) -> WorkerProcess:
-        """A new worker that claims runs; `kill` as in `commits.install`."""
+    def worker(
+        self, *, kill: dict[str, Any] | None = None, record: Path | None = None, arm: Path | None = None
+    ) -> WorkerProcess:
+        """A new worker that claims runs; `kill` and `arm` as in `commits.install`."""
         worker = self.nursery.fork(
             {
                 "env": {"EFFECTS": str(self.effects_file), **self.env},
@@ -121,6 +175,7 @@ class Fleet:
                 "log": str(self.folder / f"worker-{len(self.workers)}.log"),
                 "kill": kill,
                 "record": str(record) if record else None,
+                "arm": str(arm) if arm else None,
             }
         )
         self.workers.append(worker)

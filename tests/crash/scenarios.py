@@ -276,6 +276,24 @@ async def ask_children(state: State) -> State:
 parent = single(ask_children)
 
 
+async def ask_another_server(state: State) -> State:
+    server = os.environ["OTHER_SERVER"]
+    alone = await agent("sequential", {"log": ["far"]}, server=server)
+    several = await gather(agent("small", {"log": ["there"]}, server=server), agent("small", {"log": ["here"]}))
+    return {"log": [*alone["log"], *(line for child in several for line in child["log"]), await work("parent")]}
+
+
+distant = single(ask_another_server)
+
+
+async def wait_for_another_server(state: State) -> State:
+    await work("calling")
+    return await agent("slow", {"log": ["far"]}, server=os.environ["OTHER_SERVER"])
+
+
+waiting = single(wait_for_another_server)
+
+
 async def be_small(state: State) -> State:
     return {"log": [await work(f"small {state['log'][0]}")]}
 
@@ -347,6 +365,18 @@ async def travel_slowly(state: State) -> State:
 
 
 long_trip = single(travel_slowly)
+
+
+async def travel_if_wanted(state: State) -> State:
+    async with saga() as trip:
+        for name in ("hotel", "flight"):
+            trip.undo(undo, name)
+            await work(name)
+        interrupt("book?")
+    return {"log": ["booked"]}
+
+
+asking_trip = single(travel_if_wanted)
 
 
 # -- an effect in the same database, exactly once

@@ -12,17 +12,21 @@ import os
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 import pytest
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from perdure.engine import interrupts
+from perdure.engine import crons, interrupts, stop
 from tests.crash.fleet import PATIENCE_SECONDS, Fleet, WorkerProcess
 
 Drive = Callable[[Fleet], Awaitable[Any]]
-KINDS = ("claim", "append checkpoint", "append writes", "append steps", "append events", "finish", "retry")
+KINDS = (
+    *("claim", "append checkpoint", "append writes", "append steps", "append events", "finish", "retry", "give way"),
+    *("cron", "remote started", "remote settled"),
+)
 
 
 def plain(graph: str) -> Drive:
@@ -111,6 +115,58 @@ async def interrupted_saga(fleet: Fleet) -> Any:
     return await fleet.finish(thread, run)
 
 
+async def abandoned_saga(fleet: Fleet) -> Any:
+    """New input instead of an answer to a question inside of a saga: its undos come first."""
+    thread, run = await fleet.start("asking_trip", input={"log": ["in"]})
+    await fleet.finish(thread, run)
+    return await fleet.finish(*await fleet.start("sequential", thread, input={"log": ["new"]}))
+
+
+async def called_elsewhere(fleet: Fleet) -> Any:
+    """Two of the children are on another server, each started there once."""
+    assert fleet.other
+    before = fleet.other.rows("SELECT count(*) FROM runs")[0][0]
+    values = await fleet.finish(*await fleet.start("distant", input={"log": ["in"]}))
+    assert fleet.other.rows("SELECT count(*) FROM runs")[0][0] == before + 2
+    assert await fleet.rows("SELECT status, count(*) FROM remote_calls GROUP BY 1") == [{"status": "done", "count": 2}]
+    return values
+
+
+async def cancelled_elsewhere(fleet: Fleet) -> Any:
+    """A child on another server is cancelled with its caller."""
+    assert fleet.other
+    before = fleet.other.rows("SELECT count(*) FROM runs")[0][0]
+    thread, run = await fleet.start("waiting", input={"log": ["in"]})
+    while not await fleet.rows("SELECT 1 FROM remote_calls WHERE status = 'running'"):
+        await asyncio.sleep(0.01)
+    await stop.cancel(fleet.engine, thread, run)
+    while not await fleet.rows("SELECT 1 FROM remote_calls WHERE status = 'cancelled'"):
+        await asyncio.sleep(0.02)
+    started = fleet.other.rows("SELECT count(*), count(*) FILTER (WHERE status <> 'interrupted') FROM runs")[0]
+    assert started == (before + 1, 0)
+    return await fleet.finish(thread, run)
+
+
+async def fired_by_a_cron(fleet: Fleet) -> Any:
+    """One tick starts one run."""
+    cron = await crons.create(
+        fleet.engine,
+        None,
+        assistant="sequential",
+        payload={"input": {"log": ["tick"]}},
+        schedule="0 0 1 1 *",
+        on_run_completed="keep",
+    )
+    await fleet.rows("UPDATE crons SET next_run_at = now() RETURNING 1")
+    while not (found := await fleet.rows("SELECT thread_id, run_id FROM runs")):
+        await asyncio.sleep(0.01)
+    values = await fleet.finish(**found[0])
+    assert len(await fleet.rows("SELECT 1 FROM runs")) == 1
+    left = await crons.get(fleet.engine, cron["cron_id"])
+    assert left["next_run_date"] > datetime.now(UTC)
+    return values
+
+
 async def rolled_back(fleet: Fleet) -> Any:
     hold = fleet.hold("b")
     thread, _ = await fleet.start("sequential", input={"log": ["in"]})
@@ -140,7 +196,12 @@ SCENARIOS: dict[str, Drive] = {
     "step transaction": counted,
     "multitask interrupt with a saga": interrupted_saga,
     "multitask rollback": rolled_back,
+    "input over a question in a saga": abandoned_saga,
+    "child on another server": called_elsewhere,
+    "cancelled child on another server": cancelled_elsewhere,
+    "cron": fired_by_a_cron,
 }
+ELSEWHERE = ("child on another server", "cancelled child on another server")
 
 
 @dataclass
@@ -163,6 +224,8 @@ async def play(fleet: Fleet, drive: Drive, kill: dict[str, Any] | None) -> Outco
         names = (JsonPlusSerializer().loads_typed((row["value_type"], row["value"])) for row in done)
         committed.update({name: fleet.effects[name] for name in (text.removeprefix("did ") for text in names)})
         fleet.worker()
+        # who was speaking to another server is known to be dead only when its lease has ended
+        await fleet.rows("UPDATE remote_calls SET next_at = now() WHERE speaking RETURNING 1")
 
     watcher = asyncio.create_task(take_over())
     try:
@@ -192,6 +255,7 @@ async def reset(fleet: Fleet) -> None:
     for file in fleet.folder.glob("commits-*"):
         file.unlink()
     tables = "threads, runs, run_events, steps, interrupts, workers, checkpoints, checkpoint_blobs, checkpoint_writes"
+    tables += ", remote_calls"
     async with fleet.engine.pool.connection() as conn:
         await conn.execute(f"TRUNCATE {tables} CASCADE")
 
@@ -218,8 +282,13 @@ async def check(fleet: Fleet, outcome: Outcome, expected: Outcome) -> None:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-async def test_a_kill_around_any_commit_changes_nothing(fleet: Fleet, scenario: str) -> None:
+async def test_a_kill_around_any_commit_changes_nothing(
+    fleet: Fleet, scenario: str, request: pytest.FixtureRequest
+) -> None:
     drive = SCENARIOS[scenario]
+    if scenario in ELSEWHERE:
+        fleet.other = request.getfixturevalue("other_server")
+        fleet.env["OTHER_SERVER"] = fleet.other.url
     expected = await play(fleet, drive, None)
     kinds = (fleet.folder / "commits-0").read_text().splitlines()
     await check(fleet, expected, expected)

@@ -3,7 +3,9 @@
 import asyncio
 from uuid import UUID
 
-from perdure.engine import events, mailbox, runs, state, threads
+import orjson
+
+from perdure.engine import events, mailbox, runs, state, stop, threads
 from tests.crash.fleet import Fleet
 
 
@@ -55,6 +57,8 @@ async def test_a_childs_question_does_not_wake_the_parent_its_answer_does(fleet:
     thread, run = await fleet.start("delegate", input={"log": []})
     await becomes(fleet, run, "suspended")
     child = (await fleet.rows("SELECT thread_id, run_id FROM runs WHERE graph_id = 'questions'"))[0]
+    [told] = await fleet.rows('SELECT data FROM run_events WHERE data LIKE \'{"event":"suspended"%%\'')
+    assert orjson.loads(told["data"])["children"] == [str(child["run_id"])]
     for answer in ("one", "two"):
         await fleet.finish(child["thread_id"], child["run_id"])
         assert await status(fleet, run) == "suspended"
@@ -70,7 +74,7 @@ async def test_cancelling_a_parent_cancels_its_children(fleet: Fleet) -> None:
     thread, run = await fleet.start("parent", input={"log": []})
     await becomes(fleet, run, "suspended")
     await fleet.until("a")
-    await runs.cancel(fleet.engine, thread, run)
+    await stop.cancel(fleet.engine, thread, run)
     child = (await fleet.rows("SELECT run_id FROM runs WHERE graph_id = 'sequential'"))[0]["run_id"]
     await becomes(fleet, child, "interrupted")
     hold.unlink()
@@ -109,7 +113,7 @@ async def test_cancelling_a_saga_undoes_it_first_and_leaves_a_usable_thread(flee
     hold = fleet.hold("undo hotel")
     thread, run = await fleet.start("long_trip", input={"log": []})
     await fleet.until("car")
-    await runs.cancel(fleet.engine, thread, run)
+    await stop.cancel(fleet.engine, thread, run)
     await fleet.until("undo hotel")
     worker.kill()
     hold.unlink()
@@ -144,10 +148,11 @@ async def test_new_input_by_interrupt_waits_until_the_saga_is_undone(fleet: Flee
 
 
 async def test_a_limit_holds_over_workers_and_survives_their_death(fleet: Fleet) -> None:
-    first, _ = fleet.worker(), fleet.worker()
+    first = fleet.worker()
     hold = fleet.hold("x0")
     started = [await fleet.start("limited", input={"log": ["x0"]})]
     await fleet.until("x0")
+    fleet.worker()
     started += [await fleet.start("limited", input={"log": [f"x{i}"]}) for i in range(1, 5)]
     first.kill()
     hold.unlink()

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from perdure.engine import runs, threads
+from perdure.engine import stop, threads
 from tests.crash.fleet import PATIENCE_SECONDS, Fleet, WorkerProcess
 
 TABLES = (
@@ -34,7 +34,7 @@ async def everything(fleet: Fleet) -> list[Any]:
 async def noticed(worker: WorkerProcess) -> None:
     """Wait until the worker has found out that it lost its run."""
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while " lost " not in worker.log.read_text():
+        while '"event": "lost"' not in worker.log.read_text():
             await asyncio.sleep(0.02)
 
 
@@ -44,11 +44,11 @@ async def another_finishes_it(fleet: Fleet, thread: UUID, run: UUID) -> None:
 
 
 async def it_is_cancelled(fleet: Fleet, thread: UUID, run: UUID) -> None:
-    await runs.cancel(fleet.engine, thread, run)
+    await stop.cancel(fleet.engine, thread, run)
 
 
 async def it_is_rolled_back(fleet: Fleet, thread: UUID, run: UUID) -> None:
-    await runs.cancel(fleet.engine, thread, run, "rollback")
+    await stop.cancel(fleet.engine, thread, run, "rollback")
 
 
 async def the_thread_is_deleted(fleet: Fleet, thread: UUID, run: UUID) -> None:

@@ -99,22 +99,23 @@ class FakeJournal:
     def wait_until(self, when: float) -> None:
         self.waits.append(when)
 
-    def wait_for(self, thread_id: str, run_id: str) -> None:
-        self.waits.append(run_id)
+    def wait_for(self, child: Child) -> None:
+        self.waits.append(child["run_id"])
 
     async def start(self, agent: str, input: Any, *, key: str | None, idempotency_key: str, **more: Any) -> Child:
         self._acts()
         number = len(self.children)
         child = {"agent": agent, "input": input, "key": key, **more, "run_id": f"run-{number}"}
         child = self.children.setdefault(idempotency_key, child)
-        return {"thread_id": f"thread-{child['run_id']}", "run_id": child["run_id"]}
+        started: Child = {"thread_id": f"thread-{child['run_id']}", "run_id": child["run_id"]}
+        return {**started, "server": child["server"]} if child.get("server") else started
 
-    async def outcome(self, thread_id: str, run_id: str) -> Outcome:
-        return self.outcomes.get(run_id, {"status": "running", "output": None, "error": None})
+    async def outcome(self, child: Child) -> Outcome:
+        return self.outcomes.get(child["run_id"], {"status": "running", "output": None, "error": None})
 
-    async def cancel(self, thread_id: str, run_id: str) -> None:
+    async def cancel(self, child: Child) -> None:
         self._acts()
-        self.cancelled.append(run_id)
+        self.cancelled.append(child["run_id"])
 
     async def acquire(self, name: str, n: int) -> bool:
         free = self.places[name] + self.elsewhere[name] < n

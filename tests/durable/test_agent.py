@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from perdure import Cancelled, TerminalError, agent, step
+from perdure import Cancelled, TerminalError, agent, gather, race, step
 from perdure.durable.suspend import Suspend
 from tests.durable.fakes import Bench, crash_everywhere, graph_of
 
@@ -31,6 +31,7 @@ async def test_child_is_started_once_and_its_output_comes_back():
         "key": "k",
         "delay": 0.0,
         "bound": True,
+        "server": None,
         "run_id": "",
     }
 
@@ -134,7 +135,7 @@ async def test_cancelling_attempt_starts_no_child_and_waits_for_none():
         await bench.run(ask)
 
 
-async def test_without_a_server_a_name_is_a_clear_error_and_a_graph_is_called():
+async def test_a_graph_object_is_called_in_process_everywhere():
     async def inner() -> str:
         return "in process"
 
@@ -145,10 +146,101 @@ async def test_without_a_server_a_name_is_a_clear_error_and_a_graph_is_called():
 
     assert await graph_of(node).ainvoke({}) == {"out": "in process"}
     assert await Bench().run(node) == "in process"
-    with pytest.raises(RuntimeError, match="needs a perdure server"):
-        await graph_of(ask).ainvoke({})
-    with pytest.raises(RuntimeError, match="needs a perdure server"):
-        await agent.send("x", {})
+
+
+async def test_a_child_on_another_server_is_a_child_like_any_other():
+    bench = Bench()
+
+    async def node() -> Any:
+        return await agent("crm", {"q": 1}, server="http://crm:2024/")
+
+    with pytest.raises(Suspend):
+        await bench.run(node)
+    (child,) = bench.journal.children.values()
+    assert (child["agent"], child["server"], child["bound"]) == ("crm", "http://crm:2024", True)
+    bench.journal.end(0, {"answer": 42})
+    assert await bench.run(node) == {"answer": 42}
+
+    async def scenario(bench: Bench) -> None:
+        assert await bench.until_done(node, lambda: bench.journal.end(0, "out")) == "out"
+        assert len(bench.journal.children) == 1
+
+    assert await crash_everywhere(scenario) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "code"),
+    [
+        ("failed", "Agent 'crm' on http://crm:2024 failed with CardDeclined: no money", 402),
+        ("cancelled", "Agent 'crm' on http://crm:2024 was cancelled", 409),
+        ("gone", "Agent 'crm' on http://crm:2024 was deleted", 409),
+    ],
+)
+async def test_failure_of_a_remote_child_names_the_server(status: str, text: str, code: int):
+    bench = Bench()
+
+    async def node() -> Any:
+        return await agent("crm", {}, server="http://crm:2024")
+
+    with pytest.raises(Suspend):
+        await bench.run(node)
+    bench.journal.end(0, status=status, error="CardDeclined", message="no money")
+    bench.journal.outcomes["run-0"]["error"] = {"error": "CardDeclined", "message": "no money", "status": 402}
+    for _ in range(2):  # and on replay
+        with pytest.raises(TerminalError, match=text) as caught:
+            await bench.run(node)
+        assert caught.value.status == code
+
+
+async def test_a_started_child_is_kept_when_the_address_of_its_server_changes():
+    bench, address = Bench(), ["http://old:2024"]
+
+    async def node() -> Any:
+        return await agent("crm", {}, server=address[0])
+
+    with pytest.raises(Suspend):
+        await bench.run(node)
+    address[0] = "http://new:2024"
+    bench.journal.end(0, "found")
+    assert await bench.run(node) == "found"
+    assert len(bench.journal.children) == 1
+
+
+async def test_local_and_remote_children_are_gathered_and_race_together():
+    bench = Bench()
+
+    async def node() -> Any:
+        return await gather(agent("a", {}), agent("b", {}, server="http://b"))
+
+    with pytest.raises(Suspend):
+        await bench.run(node)
+    bench.journal.end(0, 1)
+    bench.journal.end(1, 2)
+    assert await bench.run(node) == [1, 2]
+    bench = Bench()
+
+    async def racers() -> Any:
+        return await race(agent("a", {}), agent("b", {}, server="http://b"), agent("c", {}, server="http://c"))
+
+    with pytest.raises(Suspend):
+        await bench.run(racers)
+    bench.journal.end(1, "b wins")
+    assert await bench.run(racers) == "b wins"
+    assert bench.journal.cancelled == ["run-0", "run-2"]
+    bench.journal.outcomes.clear()
+    assert await bench.run(racers) == "b wins"
+    assert bench.journal.cancelled == ["run-0", "run-2"]
+
+
+async def test_send_to_another_server_gives_the_id_of_the_call():
+    bench = Bench()
+
+    async def node() -> str:
+        return await agent.send("mail", {}, delay=5, server="https://mail.example")
+
+    assert await bench.run(node) == "run-0"
+    (child,) = bench.journal.children.values()
+    assert (child["server"], child["delay"], child["bound"]) == ("https://mail.example", 5.0, False)
 
 
 async def test_misuse_is_named():
@@ -156,6 +248,14 @@ async def test_misuse_is_named():
         agent(3, {})  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="name of an assistant"):
         await agent.send(graph_of(ask), {})
+    with pytest.raises(TypeError, match="name of an assistant there"):
+        agent(graph_of(ask), {}, server="http://crm:2024")
+    for wrong in ("crm:2024", "ftp://crm", "http://", "http://crm/?x=1", "http://c rm", "http://crm:x", ""):
+        with pytest.raises(ValueError, match="a server like http"):
+            agent("x", {}, server=wrong)
+    with pytest.raises(ValueError, match="PERDURE_REMOTE_KEYS") as caught:
+        agent("x", {}, server="http://me:geheim@crm")
+    assert "geheim" not in str(caught.value)
     with pytest.raises(ValueError, match="delay"):
         await agent.send("x", {}, delay=-1)
 

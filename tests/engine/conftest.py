@@ -31,7 +31,7 @@ from perdure.engine.registry import GraphEntry, Registry
 
 TABLES = (
     *("threads", "runs", "run_events", "steps", "interrupts", "workers", "idempotency_keys", "assistants"),
-    *("webhooks", "purges", "crons", "child_waits", "limit_places", "limit_waiters", "messages"),
+    *("webhooks", "purges", "crons", "child_waits", "limit_places", "limit_waiters", "messages", "remote_calls"),
     *("checkpoints", "checkpoint_blobs", "checkpoint_writes"),
 )
 
@@ -63,6 +63,11 @@ async def lab(module_dsn: str, settings: Settings, request: pytest.FixtureReques
     with structlog.testing.capture_logs() as logs:  # also quicker: printing a traceback takes a second
         async with Engine.open(settings, registry, module_dsn) as engine:
             yield Lab(engine, module_dsn, logs)
+
+
+REGISTER = """
+INSERT INTO workers (worker_id, lock_key, name, slots) VALUES (%(id)s, %(key)s, 'test', 1) ON CONFLICT DO NOTHING
+"""
 
 
 class Killed(LeaseLost):
@@ -163,10 +168,16 @@ class Lab:
 
     # -- workers
 
+    async def registered(self, worker_id: UUID | None = None) -> UUID:
+        """A worker that may claim runs; nobody holds its lock."""
+        worker_id = worker_id or uuid4()
+        await self.execute(REGISTER, id=worker_id, key=worker_id.int % 2**62)
+        return worker_id
+
     async def claim(self, slots: int = 1, *, worker_id: UUID | None = None, lease: float = 60) -> list[Claimed]:
         return await queue.claim(
             self.engine.pool,
-            worker_id=worker_id or self.worker_id,
+            worker_id=await self.registered(worker_id or self.worker_id),
             graphs=self.engine.registry.graph_ids,
             slots=slots,
             lease_seconds=lease,

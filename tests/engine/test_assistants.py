@@ -1,12 +1,13 @@
 """Assistants: versions that restore everything, filters that mean what they say."""
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 from uuid import UUID, uuid4
 
 import pytest
 
-from perdure.engine import assistants, db
+from perdure.engine import assistants, db, threads
 from perdure.engine.errors import AssistantExists, AssistantNotFound, GraphNotFound, InvalidInput
 from perdure.engine.registry import GraphEntry, Registry
 
@@ -45,6 +46,18 @@ async def test_a_default_that_was_changed_stays_and_a_deleted_one_comes_back(eng
     await assistants.ensure_defaults(engine)
     assert (await assistants.get(engine, chat))["name"] == "my chat"
     assert (await assistants.get(engine, steps))["version"] == 1
+
+
+async def test_description_of_an_unchanged_default_is_that_of_today(engine):
+    await assistants.ensure_defaults(engine)
+    chat, steps = map(Registry.default_assistant_id, ("chat", "steps"))
+    await assistants.patch(engine, chat, description="mine")
+    for graph_id, entry in engine.registry.graphs.items():
+        engine.registry.graphs[graph_id] = replace(entry, description="new")
+    await asyncio.gather(*(assistants.ensure_defaults(engine) for _ in range(8)))
+    assert (await assistants.get(engine, chat))["description"] == "mine"
+    assert (await assistants.get(engine, steps))["description"] == "new"
+    assert [v["description"] for v in await assistants.versions(engine, steps)] == ["new"]
 
 
 async def test_create_with_defaults_and_with_everything(engine):
@@ -241,6 +254,40 @@ async def test_resolve_takes_a_uuid_or_a_graph_name(engine):
         for text in ("zzz", "", "\x00", "a" * 10_000):
             with pytest.raises(GraphNotFound):
                 await assistants.resolve(engine, conn, text)
+
+
+@pytest.mark.parametrize("count", [4, 5])
+async def test_delete_with_many_threads_goes_on_where_a_crash_has_cut_it_short(engine, monkeypatch, count):
+    made = await assistants.create(engine, graph_id="chat")
+    ident = made["assistant_id"]
+    metadata = db.jsonb({"assistant_id": ident})
+    async with engine.pool.connection() as conn:
+        for _ in range(count):
+            await conn.execute("INSERT INTO threads (thread_id, metadata) VALUES (%s, %s)", [uuid4(), metadata])
+
+        async def threads_left() -> int:
+            return len(await (await conn.execute("SELECT 1 FROM threads")).fetchall())
+
+        monkeypatch.setattr(assistants, "THREADS_AT_ONCE", 2)
+        really, batches = threads.delete_rows, []
+
+        async def delete_rows(conn, ids):
+            gone = await really(conn, ids)
+            batches.append(len(ids))
+            if len(batches) == 2:
+                raise ConnectionError("the process has died before this commit")
+            return gone
+
+        monkeypatch.setattr(threads, "delete_rows", delete_rows)
+        with pytest.raises(ConnectionError):
+            await assistants.delete(engine, ident, delete_threads=True)
+        assert await threads_left() == count - 2
+        assert (await assistants.get(engine, ident))["assistant_id"] == ident
+        await assistants.delete(engine, ident, delete_threads=True)
+        assert await threads_left() == 0
+        assert max(batches) == 2
+    with pytest.raises(AssistantNotFound):
+        await assistants.get(engine, ident)
 
 
 async def test_delete_takes_versions_and_on_request_threads(engine):

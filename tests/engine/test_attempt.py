@@ -14,8 +14,8 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, RetryPolicy, interrupt
 from typing_extensions import TypedDict
 
-from perdure.engine import runs, state, threads
-from perdure.engine.attempt import JOURNAL
+from perdure.engine import runs, state, stop, threads
+from perdure.engine.beginning import JOURNAL
 from perdure.engine.errors import LeaseLost, StorageError
 from perdure.engine.groupcommit import GroupCommit, Write
 from perdure.engine.worker import Worker
@@ -332,7 +332,7 @@ async def test_command_is_applied_although_a_failed_command_stands_before_it(lab
         await lab.enqueue(thread, command={"update": {"total": 10}, "goto": "c"}, assistant="jump")
         await lab.work_until_killed(3)
         (failed,) = await runs.list_runs(lab.engine, thread, limit=1)
-        await runs.cancel(lab.engine, thread, failed["run_id"])
+        await stop.cancel(lab.engine, thread, failed["run_id"])
         head = (await state.history(lab.engine, thread, limit=1))[0]
         if head["metadata"]["run_id"] == str(failed["run_id"]):
             pytest.skip("the first command came further than its own writes")

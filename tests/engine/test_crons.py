@@ -301,9 +301,50 @@ async def test_a_tick_that_meets_a_busy_thread_is_skipped_if_the_cron_rejects_th
     [line] = [line for line in lab.logs if line["event"] == "cron tick skipped"]
     assert (line["log_level"], line["cron_id"]) == ("warning", str(made["cron_id"]))
     assert "already running" in line["reason"]
+    error = (await look(lab, made))["error"]
+    assert (error["error"], error["message"]) == ("RunRejected", line["reason"])
+    assert datetime.fromisoformat(error["at"]).tzinfo
     await lab.work()
     await due(lab, made)
     assert await crons.fire_due(lab.engine) == 1
+    assert (await look(lab, made))["error"] is None
+
+
+async def test_a_tick_that_cannot_start_a_run_is_noted_and_the_next_comes_by_the_schedule(lab, monkeypatch):
+    made, other = await cron(lab), await cron(lab)
+    await due(lab, made)
+    await due(lab, other)
+    enqueue_in = runs.enqueue_in
+
+    async def broken(engine, conn, thread_id, new, **more):
+        if new.metadata["cron_id"] == str(made["cron_id"]):
+            await conn.execute("SELECT 1 / 0")
+        return await enqueue_in(engine, conn, thread_id, new, **more)
+
+    monkeypatch.setattr(runs, "enqueue_in", broken)
+    assert await crons.fire_due(lab.engine) == 1
+    assert await crons.fire_due(lab.engine) == 0
+    seen = await look(lab, made)
+    assert seen["error"]["error"] == "DivisionByZero"
+    assert seen["next_run_date"] == made["next_run_date"]
+    assert len(await started(lab, other)) == 1
+    assert len([line for line in lab.logs if line["event"] == "cron failed"]) == 1, "it does not spin"
+    monkeypatch.setattr(runs, "enqueue_in", enqueue_in)
+    await due(lab, made)
+    assert await crons.fire_due(lab.engine) == 1
+    assert (await look(lab, made))["error"] is None
+
+
+async def test_a_cron_whose_time_zone_is_gone_rests_and_says_why(lab):
+    made = await cron(lab)
+    await lab.execute("UPDATE crons SET timezone = 'Europe/Atlantis'")
+    await due(lab, made)
+    for _ in range(3):
+        assert await crons.fire_due(lab.engine) == 0
+    seen = await look(lab, made)
+    assert (seen["next_run_date"], seen["error"]["error"]) == (None, "InvalidInput")
+    await crons.patch(lab.engine, made["cron_id"], {"timezone": "Europe/Berlin"})
+    assert (await look(lab, made))["next_run_date"] is not None
 
 
 async def test_a_tick_may_interrupt_what_runs(lab):

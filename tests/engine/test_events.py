@@ -14,11 +14,12 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Send, interrupt
 from typing_extensions import TypedDict
 
-from perdure.engine import events, hub, queue, runs, threads
+from perdure.engine import events, hub, queue, stop, threads
 from perdure.engine.core import Engine
 from perdure.engine.errors import LeaseLost, RunNotFound, StorageError, ThreadNotFound
-from perdure.engine.events import Frame, Outbox
+from perdure.engine.events import Frame
 from perdure.engine.groupcommit import GroupCommit
+from perdure.engine.recording import Recording
 
 BIG = "x" * 3 * events.INLINE_BYTES
 
@@ -101,10 +102,10 @@ async def claimed(lab) -> tuple[Any, Any]:
     return thread, await lab.claim_one()
 
 
-def outbox(lab, run, **given: Any) -> Outbox:
+def outbox(lab, run, **given: Any) -> Recording:
     options: Any = {"flush_seconds": 0.001, "on_broken": lambda _: None, **given}
     group, reader = options.pop("group", None) or lab.group(), options.pop("hub", lab.engine.hub)
-    return Outbox(group, reader, run.thread_id, run.run_id, run.fence, **options)
+    return Recording(group, reader, run.thread_id, run.run_id, run.fence, **options)
 
 
 async def end(lab, run, *left: Frame) -> None:
@@ -306,7 +307,7 @@ async def test_cancelled_run_ends_its_stream(lab, elsewhere, action):
     thread, run = await claimed(lab)
     readers = [asyncio.create_task(collect(lab, thread, run.run_id, engine=e)) for e in (lab.engine, elsewhere)]
     await asyncio.sleep(0.05)
-    await runs.cancel(lab.engine, thread, run.run_id, action)
+    await stop.cancel(lab.engine, thread, run.run_id, action)
     for reader in readers:
         assert orjson.loads((await reader)[-1].data)["event"] == "cancelled"
 

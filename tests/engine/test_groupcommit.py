@@ -290,7 +290,7 @@ async def test_owner_that_has_lost_a_write_writes_nothing_more_and_others_do(lab
     assert await group.submit(events(await lab.thread_at_zero(), "of another thread")) == 0
     await lab.fence_off(thread)
     assert await group.submit(events(thread, "of the next owner", fence=1)) == 0
-    group.forget(thread)  # the attempt has ended
+    group.forget(thread, 0)  # the attempt has ended
     assert await group.submit(events(thread, "again", fence=1)) == 1
 
 
@@ -314,3 +314,65 @@ async def test_write_behind_one_that_was_lost_when_its_group_was_split_is_lost_t
     ends = await asyncio.gather(*(group.submit(write) for write in writes), return_exceptions=True)
     assert [type(end) for end in ends[:2]] == [StorageError, StorageError]
     assert await lab.rows("SELECT * FROM steps") == []
+
+
+UNDO = """
+CREATE SEQUENCE undone MINVALUE 0 START 0;
+CREATE FUNCTION undo() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF new.data LIKE '%stuck%' OR new.data LIKE '%undone%' AND nextval('undone') < 2 THEN
+        RAISE EXCEPTION 'not now' USING ERRCODE = '{code}';
+    END IF;
+    RETURN new;
+END $$;
+CREATE TRIGGER undo BEFORE INSERT ON run_events FOR EACH ROW EXECUTE FUNCTION undo();
+"""
+REDO = "DROP TRIGGER undo ON run_events; DROP FUNCTION undo; DROP SEQUENCE undone"
+
+
+@pytest.fixture
+def undoing(module_dsn):
+    """The database undoes statements that insert certain events: the first two with "undone", all with "stuck"."""
+    with psycopg.connect(module_dsn, autocommit=True) as conn:
+
+        def install(code: str) -> None:
+            conn.execute(UNDO.replace("{code}", code))
+
+        yield install
+        conn.execute(REDO)
+
+
+@pytest.mark.parametrize("code", ["40P01", "40001", "55P03", "57014"])
+async def test_statement_that_the_database_undoes_is_made_again_and_nothing_is_lost(lab, group, undoing, code):
+    """A deadlock, a serialization failure, a lock timeout, a statement timeout."""
+    undoing(code)
+    thread, other = await lab.thread_at_zero(), await lab.thread_at_zero()
+    writes = [events(thread, "before"), events(thread, "undone"), events(other, "beside it"), events(thread, "after")]
+    assert await asyncio.gather(*(group.submit(write) for write in writes)) == [0, 1, 0, 2]
+    assert await log(lab, thread) == ["before", "undone", "after"]
+
+
+async def test_statement_that_is_undone_each_time_costs_one_owner_an_attempt_and_others_nothing(lab, group, undoing):
+    undoing("55P03")
+    thread, other = await lab.thread_at_zero(), await lab.thread_at_zero()
+    writes = [events(thread, "stuck"), events(other, "beside it"), events(thread, "after it")]
+    ends = await asyncio.gather(*(group.submit(write) for write in writes), return_exceptions=True)
+    assert [type(end) for end in ends] == [StorageError, int, StorageError]
+    assert await log(lab, thread) == []
+    assert await log(lab, other) == ["beside it"]
+
+
+async def test_end_of_an_attempt_forgets_nothing_about_the_next_owner(lab):
+    """It may end late: its thread has another owner by then, perhaps in the same process."""
+    pool = FailingPool(lab.engine.pool)
+    group = GroupCommit(pool, origin="")  # type: ignore[arg-type]
+    thread = await lab.thread_at_zero()
+    await lab.fence_off(thread)
+    pool.broken = 1
+    with pytest.raises(StorageError):
+        await group.submit(events(thread, "lost", fence=1))
+    group.forget(thread, 0)
+    with pytest.raises(StorageError):
+        await group.submit(events(thread, "behind it", fence=1))
+    group.forget(thread, 1)
+    assert await group.submit(events(thread, "of the same fence", fence=1)) == 0

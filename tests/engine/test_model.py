@@ -28,7 +28,7 @@ from typing_extensions import TypedDict
 
 from perdure import step
 from perdure.config import Settings
-from perdure.engine import control, interrupts, runs, threads, wake
+from perdure.engine import control, interrupts, prune, stop, wake
 from perdure.engine.core import Engine
 from perdure.engine.errors import QuestionClosed, RunFinished, RunNotFound, RunRejected
 from perdure.engine.queue import LOST_FREE, Claimed
@@ -230,7 +230,7 @@ class Model(RuleBasedStateMachine):
     @precondition(lambda self: self.runs)
     def cancel(self, pick: int, action: Any) -> None:
         run = self.some_run(pick)
-        asked = runs.cancel(self.engine, run.thread, run.run_id, action)
+        asked = stop.cancel(self.engine, run.thread, run.run_id, action)
         if run.status not in ACTIVE:
             self.refused(asked, RunNotFound)
             return
@@ -282,11 +282,10 @@ class Model(RuleBasedStateMachine):
         self.runs.append(Run(run_id, question.thread, "answer", tag, self.now, answers=question))
 
     @rule(pick=st.integers(0, 99))
-    @precondition(lambda self: any(run.fence >= 0 for run in self.runs))
+    @precondition(lambda self: self.runs)
     def pause(self, pick: int) -> None:
-        """Of a run that has been started: what holds its thread's queue goes on to do so."""
-        started = [run for run in self.runs if run.fence >= 0]
-        run = started[-1 - pick % len(started)]
+        """Whether or not it has been started: what is behind it in its thread's queue waits."""
+        run = self.some_run(pick)
         asked = control.pause(self.engine, run.thread, run.run_id)
         if run.status in ("pending", "running", "suspended"):
             self.do(asked)
@@ -299,8 +298,11 @@ class Model(RuleBasedStateMachine):
     def resume(self, pick: int) -> None:
         paused = [run for run in self.runs if run.status == "paused"]
         run = paused[pick % len(paused)]
+        self.resumed(run)
+
+    def resumed(self, run: Run) -> None:
         self.do(control.resume(self.engine, run.thread, run.run_id))
-        run.status, run.failures, run.due = "pending", 0, self.now
+        run.status, run.failures, run.due = "pending", 0, self.now if run.head else max(run.due, self.now)
 
     # -- workers
 
@@ -332,8 +334,14 @@ class Model(RuleBasedStateMachine):
             return [head] if head.status in ("pending", "suspended") and head.due <= self.now else []
         due = [run for run in active if run.status == "pending" and run.due <= self.now]
         due = [run for run in due if not (run.behind and self.open(thread))]
+        paused = [self.place(run) for run in active if run.status == "paused" and run.due <= self.now]
+        due = [run for run in due if not any(place < self.place(run) for place in paused)]
         undelayed = sorted((run for run in due if not run.delayed), key=lambda run: run.answers is None)
         return [*undelayed[:1], *(run for run in due if run.delayed)]
+
+    def place(self, run: Run) -> tuple[bool, int]:
+        """In the queue of its thread: answers come first, then who came first."""
+        return run.answers is None, self.runs.index(run)
 
     async def play(self, claimed: Claimed) -> None:
         await self.lab.play(self.lab.attempt(claimed))
@@ -527,8 +535,7 @@ class Model(RuleBasedStateMachine):
                 if all(run.status not in ACTIVE for run in self.runs):
                     break
                 for run in [run for run in self.runs if run.status == "paused"]:
-                    self.do(control.resume(self.engine, run.thread, run.run_id))
-                    run.status, run.failures, run.due = "pending", 0, self.now
+                    self.resumed(run)
                 for question in list(self.questions):
                     if question.status == "open":
                         self.answer(len(self.questions) - 1 - self.questions.index(question), 1)
@@ -544,7 +551,7 @@ class Model(RuleBasedStateMachine):
             assert all(row["n"] == 1 for row in found), "ended twice"
             assert {run.run_id for run in self.runs if run.status != "gone"} <= {row["run_id"] for row in found}
         finally:
-            self.do(threads.prune(self.engine, self.threads, "delete"))
+            self.do(prune.prune(self.engine, self.threads, "delete"))
 
 
 @asynccontextmanager

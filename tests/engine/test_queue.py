@@ -75,7 +75,7 @@ async def test_claim_takes_at_most_slots_runs_and_one_per_thread(lab):
 
 async def test_graphs_that_a_worker_does_not_have_are_left_to_others(lab):
     await lab.enqueue(await lab.thread(), {})
-    options = {"worker_id": uuid4(), "slots": 5, "lease_seconds": 9}
+    options = {"worker_id": await lab.registered(), "slots": 5, "lease_seconds": 9}
     assert await queue.claim(lab.engine.pool, graphs=["another"], **options) == []
     assert len(await queue.claim(lab.engine.pool, graphs=["another", "default"], **options)) == 1
 
@@ -102,14 +102,15 @@ async def test_many_claimers_at_once_give_each_run_once_and_one_run_per_thread(l
         await lab.enqueue(thread, {}, after_seconds=100)
     await lab.retries_are_due()
     pools = [await open_pool(lab.dsn, size=4, name="claimers") for _ in range(3)]
+    workers = [await lab.registered() for _ in range(12)]
     options = {"graphs": ["default"], "lease_seconds": 60}
     try:
         seen: list[queue.Claimed] = []
         for _ in range(3):
             claims = (
-                queue.claim(pool, worker_id=uuid4(), slots=slots, **options)
-                for pool in pools
-                for slots in (1, 2, 3, 30)
+                queue.claim(pool, worker_id=workers[4 * p + s], slots=slots, **options)
+                for p, pool in enumerate(pools)
+                for s, slots in enumerate((1, 2, 3, 30))
             )
             seen += [run for found in await asyncio.gather(*claims) for run in found]
     finally:
@@ -119,6 +120,40 @@ async def test_many_claimers_at_once_give_each_run_once_and_one_run_per_thread(l
     assert {run.thread_id for run in seen} == set(threads)
     states = await lab.rows("SELECT status, count(*) AS n FROM runs GROUP BY 1 ORDER BY 1")
     assert [(row["status"], row["n"]) for row in states] == [("pending", 10), ("running", 30)]
+
+
+async def test_runs_of_a_claim_in_flight_are_handed_back_with_the_others(lab):
+    """It is committed after the worker has begun to hand back: nobody must wait for its lease."""
+    worker = await lab.registered()
+    await lab.enqueue(await lab.thread(), {})
+    given = {"worker_id": worker, "graphs": ["default"], "slots": 5, "lease_seconds": 60}
+    policy = {"lost": False, **POLICY}
+    async with lab.connection() as claiming, lab.connection() as leaving:
+        async with claiming.transaction():
+            assert len(await (await claiming.execute(queue.CLAIM, given)).fetchall()) == 1
+            back = asyncio.create_task(queue.unregister(leaving, worker, **policy))
+            await lab.until(lambda: _waits_for_a_lock(lab))
+        assert len(await back) == 1
+    (row,) = await lab.rows("SELECT status, failures, worker_id FROM runs")
+    assert row == {"status": "pending", "failures": 0, "worker_id": None}
+    assert await lab.rows("SELECT * FROM workers") == []
+
+
+async def _waits_for_a_lock(lab) -> bool:
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    return bool(await lab.rows(waiting))
+
+
+async def test_nothing_is_claimed_for_a_worker_that_hands_back_or_has_done_so(lab):
+    worker = await lab.registered()
+    await lab.enqueue(await lab.thread(), {})
+    given = {"worker_id": worker, "graphs": ["default"], "slots": 5, "lease_seconds": 60}
+    async with lab.connection() as leaving:
+        async with leaving.transaction():
+            await queue.unregister(leaving, worker, lost=False, **POLICY)
+            assert await queue.claim(lab.engine.pool, **given) == [], "and it does not wait"
+        assert await queue.claim(lab.engine.pool, **given) == []
+    assert len(await lab.claim()) == 1
 
 
 async def test_delayed_run_is_overtaken_by_later_ones_and_starts_when_it_is_due(lab):

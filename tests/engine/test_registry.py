@@ -1,16 +1,23 @@
 """Loading langgraph.json: any project layout that LangGraph users have, and errors that say what to do."""
 
+import asyncio
 import json
+import re
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from perdure.engine.errors import GraphNotFound, InvalidInput
-from perdure.engine.registry import ConfigError, Registry
+from perdure.engine.registry import ConfigError, GraphEntry, Registry
 
 GRAPHS = """
 import contextlib
@@ -151,6 +158,38 @@ async def test_open_gives_a_copy_and_leaves_the_module_alone(load):
     assert sys.modules[load.module].graph.checkpointer is None
 
 
+@pytest.mark.parametrize("kind", ["async", "plain", "context"])
+async def test_a_graph_to_look_at_is_made_beside_the_event_loop_and_closed_again(load, kind):
+    """The sweeper reads states on the loop that renews the leases: author code must not block it."""
+    registry, closed, began = load("graph"), [], threading.Event()
+
+    def blocking() -> Any:
+        began.set()
+        time.sleep(0.5)
+        return sys.modules[load.module].builder
+
+    async def asynchronous(config: Any) -> Any:
+        return blocking()
+
+    @asynccontextmanager
+    async def context(config: Any) -> AsyncIterator[Any]:
+        yield blocking()
+        closed.append(True)
+
+    factory = {"async": asynchronous, "plain": lambda config: blocking(), "context": context}[kind]
+    registry.graphs["slow"] = GraphEntry("slow", "slow", None, None, factory, takes_config=True)
+    looking = asyncio.create_task(registry.look("slow", {}, checkpointer=None))
+    longest, last = 0.0, time.monotonic()
+    while not looking.done():
+        await asyncio.sleep(0.01)
+        now = time.monotonic()
+        longest, last = max(longest, now - last), now
+    assert list((await looking).nodes) == ["__start__", "a", "b"]
+    assert began.is_set()
+    assert longest < 0.3, "the loop was blocked"
+    assert closed == ([True] if kind == "context" else [])
+
+
 async def test_unknown_graph_names_the_known_ones(load):
     registry = load("graph", "builder")
     with pytest.raises(GraphNotFound, match=r"'zzz' not found; langgraph\.json defines: graph, builder"):
@@ -286,6 +325,48 @@ def test_spec_as_an_object_with_a_description(load, tmp_path):
     load("graph")
     path = project(tmp_path, {}, graphs={"g": {"path": f"./{load.module}.py:graph", "description": "Says x"}})
     assert Registry.load(path).graphs["g"].description == "Says x"
+
+
+def test_examples_are_kept_as_they_are_written(load, tmp_path):
+    load("graph")
+    path = f"./{load.module}.py:graph"
+    examples = [
+        {"input": {"note": "x"}},
+        {"input": None, "key": "k", "answer": {"decisions": []}, "unanswered": False, "status": 422, "needs": "crm"},
+    ]
+    graphs = {"g": {"path": path, "examples": examples, "of_langgraph": 1}, "plain": path}
+    registry = Registry.load(project(tmp_path, {}, graphs=graphs))
+    assert list(registry.graphs["g"].examples) == examples
+    assert registry.graphs["plain"].examples == ()
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"description": 7}, "description: Input should be a valid string, not 7"),
+        ({"examples": {}}, "examples: Input should be a valid list, not {}"),
+        ({"examples": [{}]}, "examples[0].input: Field required"),
+        ({"examples": [{"input": 1}, 3]}, "examples[1]: Input should be a valid dictionary, not 3"),
+        (
+            {"examples": [{"input": 1, "status": "200"}]},
+            "examples[0].status: Input should be a valid integer, not '200'",
+        ),
+        (
+            {"examples": [{"input": 1, "status": 99}]},
+            "examples[0].status: Input should be greater than or equal to 200",
+        ),
+        ({"examples": [{"input": 1, "key": ""}]}, "examples[0].key: String should have at least 1 character"),
+        (
+            {"examples": [{"input": 1, "anwser": 1}]},
+            "examples[0].anwser: no such key; an example has input, key, answer, unanswered, status, needs",
+        ),
+    ],
+)
+def test_errors_in_examples_name_file_graph_and_key(load, tmp_path, about, message):
+    load("graph")
+    path = project(tmp_path, {}, graphs={"g": {"path": f"./{load.module}.py:graph", **about}})
+    with pytest.raises(ConfigError, match=re.escape(f"{path}: graph 'g': {message}")):
+        Registry.load(path)
 
 
 LAYOUTS = {

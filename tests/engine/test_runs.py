@@ -13,7 +13,7 @@ from langgraph.types import interrupt
 from psycopg import sql
 from typing_extensions import TypedDict
 
-from perdure.engine import events, idempotency, queue, runs, state, sweeper, threads
+from perdure.engine import events, idempotency, queue, runs, state, stop, sweeper, threads
 from perdure.engine.errors import (
     AssistantNotFound,
     GraphNotFound,
@@ -94,7 +94,7 @@ async def test_accepted_run_is_durable_with_its_whole_input(lab):
     ("given", "error"),
     [
         ({"assistant": "nobody"}, GraphNotFound),
-        ({"assistant": str(uuid4())}, AssistantNotFound),
+        ({"assistant": "17c13773-5684-4a76-a245-6d69f7b9553b"}, AssistantNotFound),
         ({"after_seconds": -1}, InvalidInput),
         ({"after_seconds": 1e12}, InvalidInput),
         ({"after_seconds": float("nan")}, InvalidInput),
@@ -235,7 +235,7 @@ async def test_cancelled_run_is_over_at_once_and_the_next_one_may_start(lab, how
     thread = await lab.thread()
     run = await in_state(lab, thread, how)
     following = await lab.enqueue(thread, {"log": ["next"]})
-    await runs.cancel(lab.engine, thread, run["run_id"], action)
+    await stop.cancel(lab.engine, thread, run["run_id"], action)
     if action == "interrupt":
         row = await lab.run(run)
         assert (row["status"], row["ready_at"], row["worker_id"]) == ("interrupted", None, None)
@@ -245,7 +245,7 @@ async def test_cancelled_run_is_over_at_once_and_the_next_one_may_start(lab, how
     last = (await lab.events(run))[-1]
     assert orjson.loads(last["data"]) == {"event": "cancelled", "action": action, "final": True}
     with pytest.raises(RunNotFound):
-        await runs.cancel(lab.engine, thread, run["run_id"], action)
+        await stop.cancel(lab.engine, thread, run["run_id"], action)
     assert (await lab.claim_one()).run_id == following["run_id"]
 
 
@@ -254,7 +254,7 @@ async def test_cancelled_run_is_over_at_once_and_the_next_one_may_start(lab, how
 async def test_thread_can_be_used_again_after_its_only_run_was_cancelled(lab, how, action):
     thread = await lab.thread()
     run = await in_state(lab, thread, how)
-    await runs.cancel(lab.engine, thread, run["run_id"], action)
+    await stop.cancel(lab.engine, thread, run["run_id"], action)
     row = await lab.thread_row(thread)
     assert (row["status"], row["run_id"]) == ("idle", None)
     await lab.enqueue(thread, {"log": ["new"]})
@@ -266,7 +266,7 @@ async def test_worker_of_a_cancelled_run_is_fenced_off(lab):
     thread = await lab.thread()
     run = await lab.enqueue(thread, {"log": []})
     claimed = await lab.claim_one()
-    await runs.cancel(lab.engine, thread, run["run_id"])
+    await stop.cancel(lab.engine, thread, run["run_id"])
     before = await lab.everything()
     attempt = lab.attempt(claimed)
     await lab.play(attempt)
@@ -284,7 +284,7 @@ async def test_rollback_removes_the_checkpoints_of_the_run_and_no_other(lab):
     tables = ("checkpoints", "checkpoint_writes")
     meanwhile = await lab.everything()
     assert all(len(meanwhile[table]) > len(before[table]) for table in tables)
-    await runs.cancel(lab.engine, thread, run["run_id"], "rollback")
+    await stop.cancel(lab.engine, thread, run["run_id"], "rollback")
     after = await lab.everything()
     for table in tables:
         assert after[table] == before[table], table
@@ -295,11 +295,11 @@ async def test_many_runs_are_cancelled_by_thread_id_or_status(lab):
     one, two = await lab.thread(), await lab.thread()
     created = [await lab.enqueue(thread, {"log": []}) for thread in (one, one, two, two)]
     await lab.claim_one()
-    assert await runs.cancel_many(lab.engine, thread_id=one, run_ids=[created[2]["run_id"]]) == 0
-    assert await runs.cancel_many(lab.engine, run_ids=[created[3]["run_id"]]) == 1
-    assert await runs.cancel_many(lab.engine, thread_id=one, status="running") == 1
-    assert await runs.cancel_many(lab.engine, status="all") == 2
-    assert await runs.cancel_many(lab.engine) == 0
+    assert await stop.cancel_many(lab.engine, thread_id=one, run_ids=[created[2]["run_id"]]) == 0
+    assert await stop.cancel_many(lab.engine, run_ids=[created[3]["run_id"]]) == 1
+    assert await stop.cancel_many(lab.engine, thread_id=one, status="running") == 1
+    assert await stop.cancel_many(lab.engine, status="all") == 2
+    assert await stop.cancel_many(lab.engine) == 0
     states = await lab.rows("SELECT DISTINCT status FROM runs")
     assert states == [{"status": "interrupted"}]
 
@@ -315,7 +315,7 @@ async def test_cancel_and_the_end_of_the_run_at_the_same_time_leave_one_of_them(
                 "SELECT 1 FROM run_events WHERE event = 'values' AND run_id = %(id)s", id=run["run_id"]
             )
         )
-        ends = await asyncio.gather(runs.cancel(lab.engine, thread, run["run_id"]), task, return_exceptions=True)
+        ends = await asyncio.gather(stop.cancel(lab.engine, thread, run["run_id"]), task, return_exceptions=True)
         status = (await lab.run(run))["status"]
         assert status == ("interrupted" if ends[0] is None else "success")
         finals = [e for e in await lab.events(run) if '"final":true' in e["data"]]

@@ -16,7 +16,7 @@ from langgraph.types import Command, Send, interrupt
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
-from perdure.engine import db, state
+from perdure.engine import db, editing, state
 from perdure.engine.errors import (
     CheckpointNotFound,
     GraphNotFound,
@@ -192,7 +192,7 @@ async def test_thread_without_a_run_has_the_empty_state(engine):
 
 
 async def test_unknown_thread(engine):
-    for call in (state.read, state.history, state.update):
+    for call in (state.read, state.history, editing.update):
         with pytest.raises(ThreadNotFound):
             await call(engine, uuid4())
 
@@ -358,7 +358,7 @@ async def test_values_stay_readable_when_the_graph_is_gone(engine):
     assert [r["metadata"]["step"] for r in await state.history(engine, thread_id)] == [3, 2, 1, 0, -1]
     assert await state.values(engine, await row(engine, thread_id)) == found["values"]
     with pytest.raises(GraphNotFound):
-        await state.update(engine, thread_id, values={"note": "x"})
+        await editing.update(engine, thread_id, values={"note": "x"})
 
 
 async def test_values_stay_readable_when_the_schema_refuses_them(engine):
@@ -387,7 +387,7 @@ async def test_update_as_a_node_moves_next(engine):
     await run(engine, thread_id, "steps", {"log": []})
     before = await row(engine, thread_id)
     old = await state.read(engine, thread_id)
-    made = await state.update(engine, thread_id, values={"log": ["manual"]}, as_node="a")
+    made = await editing.update(engine, thread_id, values={"log": ["manual"]}, as_node="a")
     assert made["checkpoint"] == made["configurable"]
     assert made["checkpoint"] == {
         "thread_id": str(thread_id),
@@ -414,7 +414,7 @@ async def test_update_without_next_leaves_the_thread_idle_and_clears_the_error(e
         "UPDATE threads SET status = 'error', error = '{\"error\": \"X\"}' WHERE thread_id = %(id)s",
         id=thread_id,
     )
-    await state.update(engine, thread_id, values={"note": "n"}, as_node="c")
+    await editing.update(engine, thread_id, values={"note": "n"}, as_node="c")
     after = await row(engine, thread_id)
     assert (after["status"], after["error"]) == ("idle", None)
     assert (await state.read(engine, thread_id))["values"]["note"] == "n"
@@ -430,34 +430,34 @@ async def test_update_from_a_checkpoint_forks(engine):
         {"checkpoint": {"checkpoint_id": base}},
         {"checkpoint": rows[2]["checkpoint"]},
     ):
-        made = await state.update(engine, thread_id, values={"log": ["fork"]}, as_node="b", **way)
+        made = await editing.update(engine, thread_id, values={"log": ["fork"]}, as_node="b", **way)
         found = await state.read(engine, thread_id)
         assert (found["checkpoint_id"], found["parent_checkpoint_id"]) == (made["checkpoint_id"], base)
         assert (found["values"], found["next"]) == ({"log": ["a", "fork"]}, ["c"])
     for unknown in ("zzz", "\x00", str(uuid4())):
         with pytest.raises(CheckpointNotFound):
-            await state.update(engine, thread_id, values={}, as_node="b", checkpoint_id=unknown)
+            await editing.update(engine, thread_id, values={}, as_node="b", checkpoint_id=unknown)
 
 
 async def test_update_of_a_thread_that_never_ran(engine):
     thread_id = await new_thread(engine, "steps")
-    await state.update(engine, thread_id, values={"log": ["x"]}, as_node="a")
+    await editing.update(engine, thread_id, values={"log": ["x"]}, as_node="a")
     assert (await state.read(engine, thread_id))["next"] == ["b"]
     other = await new_thread(engine, "steps")
-    await state.update(engine, other, values={"log": ["x"]}, as_node="__input__")
+    await editing.update(engine, other, values={"log": ["x"]}, as_node="__input__")
     assert (await state.read(engine, other))["next"] == ["__start__"]
 
 
 async def test_update_with_null(engine):
     thread_id = await new_thread(engine, "approval")
     await run(engine, thread_id, "approval", {"log": []})
-    await state.update(engine, thread_id, values=None, as_node="__end__")
+    await editing.update(engine, thread_id, values=None, as_node="__end__")
     found = await state.read(engine, thread_id)
     assert (found["next"], found["values"]) == ([], {"log": ["prepare"]})
     assert (await row(engine, thread_id))["status"] == "idle"
-    again = await state.update(engine, thread_id, as_node="prepare")
+    again = await editing.update(engine, thread_id, as_node="prepare")
     assert (await state.read(engine, thread_id))["values"] == {"log": ["prepare"]}
-    copied = await state.update(engine, thread_id, as_node="__copy__", checkpoint_id=again["checkpoint_id"])
+    copied = await editing.update(engine, thread_id, as_node="__copy__", checkpoint_id=again["checkpoint_id"])
     assert copied["checkpoint_id"] != again["checkpoint_id"]
     assert (await state.read(engine, thread_id))["metadata"]["source"] == "fork"
 
@@ -478,7 +478,7 @@ async def test_update_supersedes_open_questions(engine):
         task=found["tasks"][0]["id"],
         token=str(uuid4()),
     )
-    await state.update(engine, thread_id, values={"answer": "by hand"}, as_node="ask")
+    await editing.update(engine, thread_id, values={"answer": "by hand"}, as_node="ask")
     async with engine.pool.connection() as conn:
         cursor = await conn.execute("SELECT status FROM interrupts WHERE thread_id = %(id)s", {"id": thread_id})
         assert await cursor.fetchall() == [{"status": "superseded"}]
@@ -490,7 +490,7 @@ async def test_update_of_a_subgraph(engine):
     thread_id = await new_thread(engine, "nested")
     await run(engine, thread_id, "nested", {"log": []})
     inner = (await state.read(engine, thread_id, subgraphs=True))["tasks"][0]["state"]
-    made = await state.update(
+    made = await editing.update(
         engine, thread_id, values={"topic": "changed"}, as_node="draft", checkpoint=inner["checkpoint"]
     )
     assert made["checkpoint"]["checkpoint_ns"] == inner["checkpoint"]["checkpoint_ns"]
@@ -498,7 +498,7 @@ async def test_update_of_a_subgraph(engine):
     found = (await state.read(engine, thread_id, subgraphs=True))["tasks"][0]["state"]
     assert found["values"]["topic"] == "changed"
     with pytest.raises(InvalidInput, match="Subgraph zzz not found"):
-        await state.update(engine, thread_id, values={}, checkpoint={"checkpoint_ns": "zzz:1"})
+        await editing.update(engine, thread_id, values={}, checkpoint={"checkpoint_ns": "zzz:1"})
 
 
 @pytest.mark.parametrize(
@@ -519,7 +519,7 @@ async def test_bad_update_is_refused_and_changes_nothing(engine, given, problem)
     await run(engine, thread_id, "steps", {"log": []})
     before = await row(engine, thread_id), await state.history(engine, thread_id)
     with pytest.raises(InvalidInput, match=problem) as refused:
-        await state.update(engine, thread_id, **given)
+        await editing.update(engine, thread_id, **given)
     assert refused.value.status == 400
     assert before == (await row(engine, thread_id), await state.history(engine, thread_id))
 
@@ -527,7 +527,7 @@ async def test_bad_update_is_refused_and_changes_nothing(engine, given, problem)
 async def test_update_that_the_schema_refuses_is_undone(engine):
     thread_id = await new_thread(engine, "strict")
     with pytest.raises(InvalidInput, match="valid integer"):
-        await state.update(engine, thread_id, values={"n": "x"}, as_node="a")
+        await editing.update(engine, thread_id, values={"n": "x"}, as_node="a")
     assert await state.read(engine, thread_id) == EMPTY
 
 
@@ -535,21 +535,21 @@ async def test_bad_messages_are_refused(engine):
     thread_id = await new_thread(engine, "chat")
     for messages in (5, [{"role": "nobody", "content": "x"}], [{}], [[]], {"a": 1}):
         with pytest.raises(InvalidInput):
-            await state.update(engine, thread_id, values={"messages": messages}, as_node="echo")
-    await state.update(engine, thread_id, values={"messages": [{"type": "human", "content": "hi"}]}, as_node="echo")
+            await editing.update(engine, thread_id, values={"messages": messages}, as_node="echo")
+    await editing.update(engine, thread_id, values={"messages": [{"type": "human", "content": "hi"}]}, as_node="echo")
     assert jsonable(await state.read(engine, thread_id))["values"]["messages"][0]["content"] == "hi"
 
 
 @pytest.mark.parametrize("text", ["a\x00b", "\\u0000", "é" * 1000, "\U0001f600"])
 async def test_any_text_can_be_a_value(engine, text):
     thread_id = await new_thread(engine, "steps")
-    await state.update(engine, thread_id, values={"note": text, "log": [text]}, as_node="a")
+    await editing.update(engine, thread_id, values={"note": text, "log": [text]}, as_node="a")
     assert (await state.read(engine, thread_id))["values"] == {"note": text, "log": [text]}
 
 
 async def test_update_without_a_graph_says_what_to_do(engine):
     with pytest.raises(InvalidInput, match=r"has no graph yet: run it once, or set metadata\.graph_id") as refused:
-        await state.update(engine, await new_thread(engine, None), values={})
+        await editing.update(engine, await new_thread(engine, None), values={})
     assert refused.value.status == 400
 
 
@@ -559,7 +559,7 @@ async def test_a_graph_id_that_is_no_name_counts_as_none(engine, graph_id):
     assert await state.read(engine, thread_id) == EMPTY
     assert await state.history(engine, thread_id) == []
     with pytest.raises(InvalidInput, match="has no graph yet"):
-        await state.update(engine, thread_id, values={})
+        await editing.update(engine, thread_id, values={})
 
 
 async def test_update_of_a_busy_thread_is_a_conflict(engine):
@@ -576,20 +576,20 @@ async def test_update_of_a_busy_thread_is_a_conflict(engine):
             status=status,
         )
         with pytest.raises(ThreadBusy):
-            await state.update(engine, thread_id, values={"log": ["x"]}, as_node="a")
+            await editing.update(engine, thread_id, values={"log": ["x"]}, as_node="a")
         await execute(engine, "UPDATE runs SET status = 'success' WHERE thread_id = %(id)s", id=thread_id)
     await execute(engine, "UPDATE threads SET run_id = %(id)s WHERE thread_id = %(id)s", id=thread_id)
     with pytest.raises(ThreadBusy):
-        await state.update(engine, thread_id, values={"log": ["x"]}, as_node="a")
+        await editing.update(engine, thread_id, values={"log": ["x"]}, as_node="a")
     await execute(engine, "UPDATE threads SET run_id = NULL WHERE thread_id = %(id)s", id=thread_id)
-    await state.update(engine, thread_id, values={"log": ["x"]}, as_node="a")
+    await editing.update(engine, thread_id, values={"log": ["x"]}, as_node="a")
     assert (await row(engine, thread_id))["fence"] == 1
 
 
 async def test_author_code_runs_beside_the_event_loop(engine):
     thread_id = await new_thread(engine, "routed")
     ROUTED["seconds"] = 0.5
-    slow = asyncio.create_task(state.update(engine, thread_id, values={"note": "block"}, as_node="a"))
+    slow = asyncio.create_task(editing.update(engine, thread_id, values={"note": "block"}, as_node="a"))
     laps = 0
     while not slow.done():
         started = time.monotonic()
@@ -600,13 +600,13 @@ async def test_author_code_runs_beside_the_event_loop(engine):
     assert laps > 10
     assert ROUTED["thread"] != threading.current_thread().name
     assert (await state.read(engine, thread_id))["next"] == ["b"]
-    await state.update(engine, thread_id, values={"note": "end"}, as_node="a")
+    await editing.update(engine, thread_id, values={"note": "end"}, as_node="a")
     assert (await row(engine, thread_id))["status"] == "idle"
 
 
 async def test_a_send_from_a_conditional_edge_becomes_a_task(engine):
     thread_id = await new_thread(engine, "routed")
-    await state.update(engine, thread_id, values={"note": "send"}, as_node="a")
+    await editing.update(engine, thread_id, values={"note": "send"}, as_node="a")
     found = await state.read(engine, thread_id)
     assert found["next"] == ["b"]
     assert found["tasks"][0]["path"][0] == "__pregel_push"
@@ -615,10 +615,10 @@ async def test_a_send_from_a_conditional_edge_becomes_a_task(engine):
 
 @pytest.mark.parametrize("graph_id", ["routed", "routed_async"])
 async def test_author_code_that_blocks_too_long_loses_the_thread(engine, monkeypatch, graph_id):
-    monkeypatch.setattr(state, "UPDATE_SECONDS", 1)
+    monkeypatch.setattr(editing, "UPDATE_SECONDS", 1)
     thread_id = await new_thread(engine, graph_id)
     ROUTED["seconds"] = 3
-    slow = asyncio.create_task(state.update(engine, thread_id, values={"note": "block"}, as_node="a"))
+    slow = asyncio.create_task(editing.update(engine, thread_id, values={"note": "block"}, as_node="a"))
     await asyncio.sleep(2)
     await asyncio.wait_for(execute(engine, "SELECT 1 FROM threads FOR UPDATE"), 0.5)
     with pytest.raises(InvalidInput, match="took longer than 1 s"):
@@ -630,7 +630,7 @@ async def test_author_code_that_blocks_too_long_loses_the_thread(engine, monkeyp
 async def test_a_cancelled_caller_leaves_a_whole_update(engine):
     thread_id = await new_thread(engine, "routed")
     ROUTED["seconds"] = 0.5
-    slow = asyncio.create_task(state.update(engine, thread_id, values={"note": "block"}, as_node="a"))
+    slow = asyncio.create_task(editing.update(engine, thread_id, values={"note": "block"}, as_node="a"))
     await asyncio.sleep(0.2)
     slow.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -645,7 +645,7 @@ async def test_a_cancelled_caller_leaves_a_whole_update(engine):
 async def test_updates_of_one_thread_follow_each_other(engine):
     thread_id = await new_thread(engine, "steps")
     made = await asyncio.gather(
-        *(state.update(engine, thread_id, values={"log": [str(i)]}, as_node="a") for i in range(6))
+        *(editing.update(engine, thread_id, values={"log": [str(i)]}, as_node="a") for i in range(6))
     )
     found = await state.read(engine, thread_id)
     assert sorted(found["values"]["log"]) == [str(i) for i in range(6)]
@@ -661,12 +661,12 @@ async def test_replay_makes_checkpoints_as_a_run_would(engine):
         {"updates": [{"values": {"log": ["a"]}, "as_node": "a"}]},
         {"updates": [{"command": {"update": {"log": ["b"]}}, "as_node": "b"}]},
     ]
-    await state.replay(engine, thread_id, supersteps)
+    await editing.replay(engine, thread_id, supersteps)
     rows = await state.history(engine, thread_id)
     assert [r["next"] for r in rows] == [["c"], ["b"], ["a"], ["__start__"]]
     assert rows[0]["values"] == {"log": ["a", "b"]}
     assert (await row(engine, thread_id))["status"] == "interrupted"
-    assert await state.replay(engine, thread_id, []) is None
+    assert await editing.replay(engine, thread_id, []) is None
     for bad in ([{"updates": []}, *supersteps], [{"updates": [{"values": {}}, {"values": {}}]}]):
         with pytest.raises(InvalidInput):
-            await state.replay(engine, thread_id, bad)
+            await editing.replay(engine, thread_id, bad)

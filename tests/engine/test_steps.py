@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +11,9 @@ from uuid import uuid4
 
 import pytest
 
+from perdure.engine.db import open_pool
 from perdure.engine.errors import LeaseLost, StepMismatch, StorageError
+from perdure.engine.groupcommit import GroupCommit
 from perdure.engine.steps import Journal
 
 
@@ -19,12 +23,13 @@ class Book:
     def __init__(self, lab: Any, thread: Any) -> None:
         self.lab, self.thread, self.run, self.fence = lab, thread, uuid4(), 0
 
-    def attempt(self) -> "Caller":
+    def attempt(self, engine: Any = None) -> "Caller":
         """A new attempt: its journal knows what the table holds, and no call has been made."""
+        engine = engine or self.lab.engine
         run: Any = SimpleNamespace(
             thread_id=self.thread, run_id=self.run, fence=self.fence, cancelling=None, metadata={}, kwargs={}
         )
-        return Caller(Journal(self.lab.engine, self.lab.group(), run))
+        return Caller(Journal(engine, GroupCommit(engine.pool, origin=engine.origin), run))
 
 
 class Caller:
@@ -41,6 +46,9 @@ class Caller:
         scope, visit, key = options.pop("scope", "s"), options.pop("visit", 1), options.pop("key", None)
         given_status = {"status": "done", "value": given, **options}
         await self.journal.save(scope, visit, name, n, key=key, fingerprint=repr(given), **given_status)
+
+    def transaction(self, name: str, given: Any, n: int, *, scope: str = "s") -> Any:
+        return self.journal.transaction(scope, 1, name, n, key=None, fingerprint=repr(given))
 
     async def call(self, name: str, given: Any, *, gate: asyncio.Event | None = None, **place: Any) -> Any:
         found = await self.find(name, given, **place)
@@ -230,6 +238,83 @@ async def test_calls_that_overlapped_are_never_taken_for_changed_ones(book):
     for given in ("quick", "slow", "third"):
         await third.call("pay", given)
     assert third.executed == ["third"]
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+async def test_a_step_that_never_awaits_is_not_alone_beside_those_that_were_started_with_it(book, loaded):
+    """It is finished before the others are, and a kill may leave its row only."""
+    caller = book.attempt()
+    if loaded:
+        await caller.call("look", 1)
+    never = asyncio.Event()
+
+    async def at_once() -> None:
+        found = await caller.find("pay", "quick")
+        await caller.save("pay", "quick", found.n)
+
+    quick = asyncio.create_task(at_once())
+    slow = asyncio.create_task(caller.call("pay", "slow", gate=never))
+    await quick
+    slow.cancel()
+    await asyncio.gather(slow, return_exceptions=True)
+    assert await book.lab.rows("SELECT identity, overlapped FROM steps WHERE name = 'pay'") == [
+        {"identity": "'quick'", "overlapped": True}
+    ]
+
+
+async def test_calls_started_together_may_come_in_another_order_although_one_of_them_ran_alone(book):
+    await book.attempt().call("pay", "alone")
+    again = book.attempt()
+    await again.call("look", 1)
+    results = await asyncio.gather(again.call("pay", "new"), again.call("pay", "alone"))
+    assert (results, again.executed) == (["pay(new) #0", "pay(alone) #0"], [1, "new"])
+
+
+@pytest.fixture
+async def narrow(lab) -> AsyncIterator[Any]:
+    """The engine with a pool of four connections, for which nobody waits long."""
+    pool = await open_pool(lab.dsn, size=4, name="narrow")
+    pool.timeout = 2
+    yield replace(lab.engine, pool=pool)
+    await pool.close()
+
+
+async def test_any_number_of_transactions_leaves_connections_for_the_journal(book, narrow):
+    caller = book.attempt(narrow)
+    go = asyncio.Event()
+
+    async def pay(n: int) -> None:
+        found = await caller.find("pay", n)
+        async with caller.transaction("pay", n, found.n) as transaction:
+            await go.wait()
+            await transaction.save(n)
+
+    payments = [asyncio.create_task(pay(n)) for n in range(50)]
+    await book.lab.until(lambda: narrow.transactions.locked())
+    await caller.call("look", "all places are taken")
+    go.set()
+    await asyncio.gather(*payments)
+    again = book.attempt()
+    assert [await again.call("pay", n) for n in range(50)] == list(range(50))
+    assert again.executed == []
+
+
+async def test_transaction_inside_of_a_step_with_one_does_not_wait_for_it(book, narrow):
+    caller = book.attempt(narrow)
+
+    async def pay(n: int) -> None:
+        outer = await caller.find("pay", n)
+        async with caller.transaction("pay", n, outer.n) as transaction:
+            inside = f"s/pay:{n!r}:0"
+            inner = await caller.find("log", n, scope=inside)
+            async with caller.transaction("log", n, inner.n, scope=inside) as logged:
+                await logged.save("logged")
+            await transaction.save("paid")
+
+    await asyncio.wait_for(asyncio.gather(*(pay(n) for n in range(5))), 10)
+    done = await book.lab.rows("SELECT value FROM steps WHERE status = 'done'")
+    assert len(done) == 10
+    assert narrow.pool.get_stats()["pool_size"] <= 4
 
 
 async def test_step_inside_of_a_step_is_found_again(book):

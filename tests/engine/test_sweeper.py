@@ -9,9 +9,10 @@ from langgraph.graph import END, START, StateGraph
 from psycopg import sql
 from typing_extensions import TypedDict
 
-from perdure.engine import runs, sweeper
+from perdure.engine import runs, stop, sweeper
 from perdure.engine.errors import LeaseLost
 from perdure.engine.groupcommit import Write
+from perdure.engine.ttl import Ttl
 
 
 class State(TypedDict, total=False):
@@ -113,10 +114,12 @@ async def test_stale_worker_writes_nothing_after_the_sweep(lab):
 
 
 async def test_threads_whose_time_has_come_are_deleted_once_unless_they_are_busy(lab):
-    gone = [await lab.thread(ttl={"ttl": 1}) for _ in range(5)]
-    kept, busy, later = await lab.thread(), await lab.thread(ttl={"ttl": 1}), await lab.thread(ttl={"ttl": 60})
+    gone = [await lab.thread() for _ in range(5)]
+    kept, busy, later = await lab.thread(), await lab.thread(), await lab.thread()
     await lab.enqueue(busy, {"text": ""})
-    await lab.execute("UPDATE threads SET expires_at = expires_at - interval '2 min'")
+    expiry = "UPDATE threads SET expires_at = now() + %(after)s * interval '1 min' WHERE thread_id = ANY(%(ids)s)"
+    await lab.execute(expiry, after=-1, ids=[*gone, busy])
+    await lab.execute(expiry, after=60, ids=[later])
     assert sum(await at_once(lab, sweeper.expired_threads, "conn")) == len(gone)
     left = {row["thread_id"] for row in await lab.rows("SELECT thread_id FROM threads")}
     assert left == {kept, busy, later}
@@ -143,7 +146,7 @@ async def test_events_of_a_run_that_was_rolled_back_or_deleted_do_not_stay_for_e
     thread = await lab.thread()
     first, second = await lab.enqueue(thread, {"text": ""}), await lab.enqueue(thread, {"text": ""})
     assert (await lab.claim_one()).run_id == first["run_id"]
-    await runs.cancel(lab.engine, thread, first["run_id"], "rollback")
+    await stop.cancel(lab.engine, thread, first["run_id"], "rollback")
     await lab.work()
     await runs.delete(lab.engine, thread, second["run_id"])
     await lab.execute("UPDATE purges SET purge_at = purge_at - interval '2 min'")
@@ -154,8 +157,8 @@ async def test_events_of_a_run_that_was_rolled_back_or_deleted_do_not_stay_for_e
 async def test_whole_sweep_by_many_at_once(lab):
     await registered(lab, 3)
     await lab.execute("UPDATE runs SET lease_until = now() - interval '1 s'")
-    await lab.thread(ttl={"ttl": 1})
-    await lab.execute("UPDATE threads SET expires_at = now() - interval '1 min' WHERE expires_at IS NOT NULL")
+    old = await lab.thread(ttl=Ttl(1))
+    await lab.execute("UPDATE threads SET updated_at = now() - interval '2 min' WHERE thread_id = %(id)s", id=old)
     await at_once(lab, sweeper.sweep, lab.engine, "conn", uuid4())
     assert await statuses(lab) == {"pending": 3}
     assert len(await lab.rows("SELECT 1 FROM threads")) == 3

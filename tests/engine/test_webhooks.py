@@ -22,7 +22,7 @@ from typing_extensions import TypedDict
 
 from perdure import __version__
 from perdure.config import Settings
-from perdure.engine import queue, runs, sweeper, threads, urls, webhooks
+from perdure.engine import queue, runs, stop, sweeper, threads, urls, webhooks
 from perdure.engine.delivery import Deliveries, Sender, backoff, extra_headers, signers
 from perdure.engine.registry import ConfigError
 
@@ -248,7 +248,7 @@ async def test_failed_run_sends_its_error(hooks, sink):
 
 async def test_cancelled_run_sends_one_too(hooks, sink):
     run = await hooks.lab.enqueue(await hooks.lab.thread(), {}, webhook=sink.url)
-    await runs.cancel(hooks.lab.engine, run["thread_id"], run["run_id"])
+    await stop.cancel(hooks.lab.engine, run["thread_id"], run["run_id"])
     await hooks.deliver()
     body = sink.got[0].json
     assert (body["status"], body["run_started_at"], body["values"]) == ("interrupted", None, None)
@@ -270,7 +270,7 @@ async def test_retried_paused_and_rolled_back_runs_send_nothing(hooks, sink):
     await hooks.lab.retries_are_due()
     await hooks.lab.work()
     assert (await hooks.lab.run(run))["status"] == "paused"
-    await runs.cancel(hooks.lab.engine, run["thread_id"], run["run_id"], "rollback")
+    await stop.cancel(hooks.lab.engine, run["thread_id"], run["run_id"], "rollback")
     assert await hooks.count() == 0
 
 

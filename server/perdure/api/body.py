@@ -34,6 +34,12 @@ DRAIN_FACTOR = 8
 still sending when the connection is closed would see a reset instead of the 413."""
 
 WITHOUT_BODY = {"GET", "HEAD", "OPTIONS"}
+FORMS = "/interrupts/link/"
+"""Below this path bodies are forms of web pages: limited here, read by their handler."""
+
+RPC = {"/mcp": 400, "/a2a/": 200}
+"""Below these paths errors are JSON-RPC's, and the HTTP status of a body that is no request."""
+
 LONG_DIGITS = re.compile(rb"[0-9]{19}")
 
 # A value and how it was reached: (its parent's link, its key or index).
@@ -69,13 +75,12 @@ class JsonBody:
                     body = await self._read(receive)
                     if body is None:
                         return
-                    if body:
+                    if body and not scope["path"].startswith(FORMS):
                         parsed = await self._parse(body)
                         scope = {**scope, PARSED: parsed, "headers": _as_json(scope["headers"])}
                     receive = _replay(body, receive)
             except BodyRefused as exc:
-                status = 413 if isinstance(exc, BodyTooLarge) else 422
-                await error(status, str(exc))(scope, receive, send)
+                await _refusal(scope["path"], exc)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
@@ -103,6 +108,16 @@ class JsonBody:
         if len(body) < IN_THREAD_BYTES:
             return parse(body, max_depth=self.max_depth)
         return await asyncio.to_thread(parse, body, max_depth=self.max_depth)
+
+
+def _refusal(path: str, exc: BodyRefused) -> Response:
+    too_large = isinstance(exc, BodyTooLarge)
+    rpc = next((status for prefix, status in RPC.items() if path.startswith(prefix)), None)
+    if rpc is None:
+        return error(413 if too_large else 422, str(exc))
+    code = -32700 if str(exc) == INVALID_JSON else -32600
+    shown: dict[str, Any] = {"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": str(exc)}}
+    return error(413 if too_large else rpc, str(exc), **shown)
 
 
 class JsonRequest(Request):

@@ -12,10 +12,13 @@ from typing import Annotated, Any, TypeVar, cast
 from uuid import UUID
 
 import structlog
+from langgraph_sdk import Auth
 from pydantic import BaseModel, Field, ValidationError
+from starlette.exceptions import HTTPException
 
-from perdure.api import schemas
+from perdure.api import fields, schemas
 from perdure.api.errors import validation_detail
+from perdure.api.gate import Action, Gate
 from perdure.api.runs import new_run
 from perdure.engine import events, mailbox, protocol, state, threads
 from perdure.engine.core import Engine
@@ -76,21 +79,25 @@ def parts(envelope: Any) -> tuple[int, str, dict[str, Any]]:
     return ident, method, cast("dict[str, Any]", params) if isinstance(params, dict) else {}
 
 
-async def execute(engine: Engine, thread_id: UUID, ident: int, method: str, params: dict[str, Any]) -> Envelope:
-    """Carry out a command; the answer's envelope."""
+async def execute(gate: Gate, thread_id: UUID, ident: int, method: str, params: dict[str, Any]) -> Envelope:
+    """Carry out a command of the caller's; the answer's envelope."""
     try:
         run = COMMANDS.get(method)
         if run is None:
             raise CommandFailed("unknown_command", f"There is no command {method!r}; there are {sorted(COMMANDS)}")
-        result, seq = await run(engine, thread_id, params)
+        if method in ACTIONS:
+            await gate.thread(ACTIONS[method], thread_id)
+        result, seq = await run(gate, thread_id, params)
         if seq is None:
-            seq = await position(engine, thread_id)
+            seq = await position(gate.engine, thread_id)
         return success(ident, result, seq)
     except CommandFailed as exc:
         return failure(ident, exc.code, str(exc))
     except EngineError as exc:
         code = next((CODES[cls] for cls in type(exc).__mro__ if cls in CODES), "unknown_error")
         return failure(ident, code, str(exc))
+    except (HTTPException, Auth.exceptions.HTTPException) as exc:  # an auth handler refused
+        return failure(ident, "unknown_error", str(exc.detail))
     except Exception:
         log.exception("command_failed", method=method)
         return failure(ident, "unknown_error", "Internal Server Error")
@@ -118,27 +125,27 @@ Done = tuple[dict[str, Any], int | None]
 """The result, and the seq up to which the thread's events came before what the command has started."""
 
 
-async def run_start(engine: Engine, thread_id: UUID, params: dict[str, Any]) -> Done:
+async def run_start(gate: Gate, thread_id: UUID, params: dict[str, Any]) -> Done:
     """Start a run; makes the thread if there is none."""
     if "multitaskStrategy" in params:
         params = {"multitask_strategy": params["multitaskStrategy"], **params}
     body = checked(schemas.RunCreate, {**params, "if_not_exists": "create"})
-    new = replace(new_run(body, engine, None), protocol=True)
-    run, seq = await protocol.start(engine, thread_id, new)
+    new = await gate.starting(replace(new_run(body, gate.engine, None), protocol=True), thread_id)
+    run, seq = await protocol.start(gate.engine, thread_id, new)
     return {"run_id": run["run_id"]}, seq
 
 
 class Config(schemas.Body):
     config: schemas.Config = schemas.Config()
-    metadata: schemas.JsonObject = Field(default_factory=dict[str, Any])
+    metadata: fields.JsonObject = Field(default_factory=dict[str, Any])
 
 
 class Respond(Config):
     update: Any = None
-    goto: schemas.Goto = None
+    goto: fields.Goto = None
 
 
-async def input_respond(engine: Engine, thread_id: UUID, params: dict[str, Any]) -> Done:
+async def input_respond(gate: Gate, thread_id: UUID, params: dict[str, Any]) -> Done:
     """Answer one open question or several."""
     body = checked(Respond, params)
     given: Any = params.get("responses")
@@ -152,13 +159,16 @@ async def input_respond(engine: Engine, thread_id: UUID, params: dict[str, Any])
     if not answers:
         raise CommandFailed("invalid_argument", "responses: must hold an answer")
     command = {name: getattr(body, name) for name in ("update", "goto") if getattr(body, name) is not None}
+    value = {"metadata": body.metadata, "kwargs": {"command": {**command, "resume": answers}}}
+    actor = await gate.actor(thread_id, value)
     _, seq = await protocol.respond(
-        engine,
+        gate.engine,
         thread_id,
         answers,
         command=command,
         config=schemas.config_of(body.config),
-        metadata=body.metadata,
+        metadata=value["metadata"],
+        actor=actor,
     )
     return {}, seq
 
@@ -173,24 +183,24 @@ class Inject(schemas.Body):
     message: Message
 
 
-async def input_inject(engine: Engine, thread_id: UUID, params: dict[str, Any]) -> Done:
+async def input_inject(gate: Gate, thread_id: UUID, params: dict[str, Any]) -> Done:
     """Send a message to the active run; the graph takes it with `mailbox()`."""
     message = checked(Inject, params).message
     try:
-        await mailbox.send(engine, thread_id, message.given())
+        await mailbox.send(gate.engine, thread_id, message.given())
     except ThreadNotFound as exc:
         raise CommandFailed("no_such_run", str(exc)) from exc
     return {}, None
 
 
 class Tree(schemas.Body):
-    run_id: schemas.RunId | None = None
+    run_id: fields.RunId | None = None
 
 
-async def agent_tree(engine: Engine, thread_id: UUID, params: dict[str, Any]) -> Done:
+async def agent_tree(gate: Gate, thread_id: UUID, params: dict[str, Any]) -> Done:
     """The active run and the graphs inside of it."""
     try:
-        return {"tree": await protocol.tree(engine, thread_id, checked(Tree, params).run_id)}, None
+        return {"tree": await protocol.tree(gate.engine, thread_id, checked(Tree, params).run_id)}, None
     except ThreadNotFound as exc:
         raise CommandFailed("no_such_run", str(exc)) from exc
 
@@ -200,11 +210,11 @@ class Get(schemas.Body):
     keys: list[str] | None = None
 
 
-async def state_get(engine: Engine, thread_id: UUID, params: dict[str, Any]) -> Done:
+async def state_get(gate: Gate, thread_id: UUID, params: dict[str, Any]) -> Done:
     """The present state of the thread, or of a subgraph."""
     body = checked(Get, params)
     ns = "|".join(body.namespace)
-    found = await state.read(engine, thread_id, checkpoint_ns=ns)
+    found = await state.read(gate.engine, thread_id, checkpoint_ns=ns)
     if body.namespace and found["metadata"] is None:
         raise CommandFailed("no_such_namespace", f"There is no state of the namespace {body.namespace}")
     values: Any = found["values"]
@@ -217,15 +227,15 @@ async def state_get(engine: Engine, thread_id: UUID, params: dict[str, Any]) -> 
 
 class ListCheckpoints(schemas.Body):
     namespace: list[str] = Field(default_factory=list[str])
-    limit: schemas.Limit = 10
+    limit: fields.Limit = 10
     before: str | None = None
 
 
-async def list_checkpoints(engine: Engine, thread_id: UUID, params: dict[str, Any]) -> Done:
+async def list_checkpoints(gate: Gate, thread_id: UUID, params: dict[str, Any]) -> Done:
     """The thread's checkpoints, newest first."""
     body = checked(ListCheckpoints, params)
     place = {"checkpoint_ns": "|".join(body.namespace)}
-    found = await state.history(engine, thread_id, limit=body.limit, before=body.before, checkpoint=place)
+    found = await state.history(gate.engine, thread_id, limit=body.limit, before=body.before, checkpoint=place)
     summaries = [
         {
             "id": one["checkpoint_id"],
@@ -243,22 +253,32 @@ class Fork(Config):
     input: Any = None
 
 
-async def state_fork(engine: Engine, thread_id: UUID, params: dict[str, Any]) -> Done:
+async def state_fork(gate: Gate, thread_id: UUID, params: dict[str, Any]) -> Done:
     """Start a run from an older checkpoint, with the assistant of the thread."""
     body = checked(Fork, params)
-    thread = await threads.get(engine, thread_id)
-    found = await state.read(engine, thread_id, checkpoint_id=body.checkpoint_id)
+    thread = await threads.get(gate.engine, thread_id)
+    found = await state.read(gate.engine, thread_id, checkpoint_id=body.checkpoint_id)
     if found["metadata"] is None:
         raise CheckpointNotFound(f"Thread {thread_id} has no checkpoint {body.checkpoint_id!r}")
     metadata: dict[str, Any] = thread["metadata"]
     assistant = str(metadata.get("assistant_id") or metadata.get("graph_id"))
     asked = {**params, "assistant_id": assistant, "if_not_exists": "reject"}
-    new = replace(new_run(checked(schemas.RunCreate, asked), engine, None), protocol=True)
-    run, seq = await protocol.start(engine, thread_id, new)
+    new = replace(new_run(checked(schemas.RunCreate, asked), gate.engine, None), protocol=True)
+    new = await gate.starting(new, thread_id)
+    run, seq = await protocol.start(gate.engine, thread_id, new)
     return {"run_id": run["run_id"], "thread_id": thread_id}, seq
 
 
-COMMANDS: dict[str, Callable[[Engine, UUID, dict[str, Any]], Awaitable[Done]]] = {
+ACTIONS: dict[str, Action] = {
+    "input.inject": "update",
+    "agent.getTree": "read",
+    "state.get": "read",
+    "state.listCheckpoints": "read",
+    "state.fork": "read",
+}
+"""What the caller must be allowed to do with the thread. Who starts a run is asked for when it is started."""
+
+COMMANDS: dict[str, Callable[[Gate, UUID, dict[str, Any]], Awaitable[Done]]] = {
     "run.start": run_start,
     "input.respond": input_respond,
     "input.inject": input_inject,

@@ -6,6 +6,7 @@ are answered without reaching authentication.
 
 from __future__ import annotations
 
+import re
 from typing import Any, cast
 
 from starlette.datastructures import Headers
@@ -39,6 +40,14 @@ class Cors(CORSMiddleware):
                     "x-api-key, x-auth-scheme, last-event-id, prefer, content-type"
                 )
         return response
+
+
+def origin_allowed(origin: str, config: dict[str, Any]) -> bool:
+    """Whether pages of this origin may use the API; asked where an answer that nobody can read would not be enough."""
+    options = cors_options(config)
+    regex = options.get("allow_origin_regex")
+    origins = options["allow_origins"]
+    return "*" in origins or origin in origins or bool(regex and re.fullmatch(regex, origin))
 
 
 def cors_options(config: dict[str, Any]) -> dict[str, Any]:

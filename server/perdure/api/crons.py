@@ -10,10 +10,12 @@ from perdure.api import records, schemas
 from perdure.api.answers import Json, no_content, page
 from perdure.api.body import JsonRoute
 from perdure.api.context import EngineDep
+from perdure.api.fields import CronId, ThreadId
+from perdure.api.gate import DeleteCron, Gate, GateDep, ReadCron
 from perdure.api.runs import SERVER_OWNED
-from perdure.api.schemas import CronId, ThreadId
 from perdure.api.webhook import check_webhook
 from perdure.engine import crons
+from perdure.engine.access import kept
 from perdure.engine.core import Engine
 from perdure.engine.errors import InvalidInput
 
@@ -39,34 +41,46 @@ def settled(body: schemas.CronOptions, engine: Engine) -> dict[str, Any]:
     return fields
 
 
-async def create(engine: Engine, thread_id: ThreadId | None, body: schemas.ThreadCronCreate) -> Response:
-    payload = settled(body, engine)
+async def create(gate: Gate, thread_id: ThreadId | None, body: schemas.ThreadCronCreate) -> Response:
+    """A cron of the caller's; its runs will act for the caller."""
+    payload = settled(body, gate.engine)
+    if gate.auth is not None:
+        about = {"schedule": body.schedule, "end_time": body.end_time, "user_id": gate.identity}
+        value = {"payload": payload, **about, "cron_id": None, "thread_id": thread_id, "metadata": body.metadata}
+        payload["metadata"], _ = await gate.owned("crons", "create", value)
+    run = {"assistant_id": body.assistant_id}
+    actor = await (gate.actor(None, run, makes=True) if thread_id is None else gate.acting(thread_id, run))
     own = {"schedule", "timezone", "end_time", "enabled", "on_run_completed", "metadata"}
     given = {name: value for name, value in payload.items() if name in own}
-    return Json(await crons.create(engine, thread_id, assistant=body.assistant_id, payload=payload, **given))
+    cron = await crons.create(
+        gate.engine, thread_id, assistant=body.assistant_id, payload=payload, actor=actor, **given
+    )
+    return Json(cron)
 
 
 @router.post("/runs/crons", response_model=records.Cron)
-async def create_cron(body: schemas.CronCreate, engine: EngineDep) -> Response:
+async def create_cron(body: schemas.CronCreate, gate: GateDep) -> Response:
     """Start runs by the clock, each on a thread of its own."""
-    return await create(engine, None, body)
+    return await create(gate, None, body)
 
 
 @router.post("/threads/{thread_id}/runs/crons", response_model=records.Cron)
-async def create_thread_cron(thread_id: ThreadId, body: schemas.ThreadCronCreate, engine: EngineDep) -> Response:
+async def create_thread_cron(thread_id: ThreadId, body: schemas.ThreadCronCreate, gate: GateDep) -> Response:
     """Start runs on a thread by the clock."""
-    return await create(engine, thread_id, body)
+    return await create(gate, thread_id, body)
 
 
-@router.post("/runs/crons/search", response_model=list[records.Cron])
-async def search_crons(body: schemas.CronSearch, engine: EngineDep) -> Response:
+@router.post("/runs/crons/search", response_model=list[records.FoundCron])
+async def search_crons(body: schemas.CronSearch, engine: EngineDep, gate: GateDep) -> Response:
     """Find crons."""
+    metadata, within = await gate.search("crons", body)
     rows, total = await crons.search(
         engine,
+        within=within,
         assistant=body.assistant_id,
         thread_id=body.thread_id,
         enabled=body.enabled,
-        metadata=body.metadata,
+        metadata=metadata,
         limit=body.limit,
         offset=body.offset,
         sort_by=body.sort_by,
@@ -76,28 +90,34 @@ async def search_crons(body: schemas.CronSearch, engine: EngineDep) -> Response:
 
 
 @router.post("/runs/crons/count", response_model=int)
-async def count_crons(body: schemas.CronCount, engine: EngineDep) -> Response:
+async def count_crons(body: schemas.CronCount, engine: EngineDep, gate: GateDep) -> Response:
     """How many crons match."""
-    found = await crons.count(
-        engine, assistant=body.assistant_id, thread_id=body.thread_id, enabled=body.enabled, metadata=body.metadata
-    )
+    metadata, within = await gate.search("crons", body)
+    about: dict[str, Any] = {"assistant": body.assistant_id, "thread_id": body.thread_id, "enabled": body.enabled}
+    found = await crons.count(engine, **about, metadata=metadata, within=within)
     return Json(found)
 
 
 @router.get("/runs/crons/{cron_id}", response_model=records.Cron)
-async def get_cron(cron_id: CronId, engine: EngineDep) -> Response:
+async def get_cron(cron_id: ReadCron, engine: EngineDep) -> Response:
     """One cron."""
     return Json(await crons.get(engine, cron_id))
 
 
 @router.patch("/runs/crons/{cron_id}", response_model=records.Cron)
-async def patch_cron(cron_id: CronId, body: schemas.CronPatch, engine: EngineDep) -> Response:
+async def patch_cron(cron_id: CronId, body: schemas.CronPatch, engine: EngineDep, gate: GateDep) -> Response:
     """Change a cron: metadata is merged at the top level, everything else replaced."""
-    return Json(await crons.patch(engine, cron_id, settled(body, engine)))
+    changes = settled(body, engine)
+    metadata: dict[str, Any] = changes.get("metadata") or {}
+    value: dict[str, Any] = {"payload": changes, "schedule": changes.get("schedule"), "metadata": metadata}
+    within = await gate.cron("update", cron_id, value)
+    if value["metadata"]:
+        changes["metadata"] = kept(value["metadata"], within)
+    return Json(await crons.patch(engine, cron_id, changes))
 
 
 @router.delete("/runs/crons/{cron_id}", status_code=204, response_class=Response)
-async def delete_cron(cron_id: CronId, engine: EngineDep) -> Response:
+async def delete_cron(cron_id: DeleteCron, engine: EngineDep) -> Response:
     """Delete a cron; runs that it has started go on."""
     await crons.delete(engine, cron_id)
     return no_content()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
-from perdure.api.schemas import MAX_DELAY_SECONDS
+from perdure.api.fields import MAX_DELAY_SECONDS
 from perdure.engine.errors import InvalidInput
 
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}

@@ -12,6 +12,7 @@ from typing import Any, cast
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from langgraph_sdk import Auth
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,6 +23,7 @@ from perdure.engine import errors as engine_errors
 log = structlog.get_logger(__name__)
 
 STATUS: dict[type[engine_errors.EngineError], int] = {
+    engine_errors.Forbidden: 403,
     engine_errors.NotFound: 404,
     engine_errors.Conflict: 409,
     engine_errors.Invalid: 422,
@@ -31,7 +33,7 @@ STATUS: dict[type[engine_errors.EngineError], int] = {
 must answer otherwise (an unknown graph on run creation, cancelling a finished run) says so itself."""
 
 OWN_WORDS = "perdure"
-"""Type of the validation errors of `schemas.py` whose message names the field already."""
+"""Type of the validation errors of `fields.py` whose message names the field already."""
 
 MAX_LISTED = 5
 
@@ -64,6 +66,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(engine_errors.EngineError, _engine_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Auth.exceptions.HTTPException, _http_error)
     app.add_exception_handler(BodyRefused, _body_refused)
 
 
@@ -77,7 +80,7 @@ async def _validation_error(request: Request, exc: Exception) -> Json:
 
 
 async def _http_error(request: Request, exc: Exception) -> Json:
-    exc = cast(HTTPException, exc)
+    exc = cast(HTTPException, exc)  # the SDK's for authors of auth handlers has the same attributes
     return error(exc.status_code, str(exc.detail), headers=exc.headers)
 
 

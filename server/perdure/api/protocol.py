@@ -14,21 +14,25 @@ from typing import Annotated, Any, cast
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Depends, Response, WebSocket
+from langgraph_sdk import Auth
+from starlette.exceptions import HTTPException
 from starlette.websockets import WebSocketDisconnect
 
 from perdure.api import records, schemas
 from perdure.api.answers import Json
+from perdure.api.auth import CLOSE_CODES
 from perdure.api.body import BodyRefused, JsonRoute, any_json, parse
 from perdure.api.commands import CommandFailed, checked, execute, failure, parts, position, success
 from perdure.api.context import EngineDep
-from perdure.api.schemas import UUID_TEXT, ThreadId
+from perdure.api.fields import UUID_TEXT, ThreadId
+from perdure.api.gate import Gate, GateDep
 from perdure.api.sse import HEARTBEAT, closing, event_stream, frame
 from perdure.engine import events, protocol
-from perdure.engine.core import Engine
-from perdure.engine.errors import EngineError, InvalidInput
+from perdure.engine.access import Within
+from perdure.engine.errors import EngineError, Forbidden, InvalidInput
 from perdure.engine.hub import Event
 from perdure.engine.jsonable import dumps
-from perdure.engine.protocol import CHANNELS, Shown, Wanted
+from perdure.engine.showing import CHANNELS, Showing, Shown, Wanted
 
 router = APIRouter(prefix="/threads/{thread_id}", route_class=JsonRoute, tags=["protocol"])
 
@@ -51,7 +55,7 @@ def wanted(body: schemas.EventFilter) -> Wanted:
 
 
 @router.post("/commands", openapi_extra=records.ANY_BODY)
-async def command(thread_id: ThreadId, engine: EngineDep, envelope: Annotated[Any, Depends(any_json)]) -> Response:
+async def command(thread_id: ThreadId, gate: GateDep, envelope: Annotated[Any, Depends(any_json)]) -> Response:
     """Carry out a command. 200 for success and failure alike; 400 for what is no command.
 
     A subscription belongs to a WebSocket: here it is accepted and has no effect.
@@ -68,29 +72,38 @@ async def command(thread_id: ThreadId, engine: EngineDep, envelope: Annotated[An
         return Json(success(ident, {"subscription_id": str(uuid4()), "replayed_events": 0}, None))
     if method == "subscription.unsubscribe":
         return Json(success(ident, {}, None))
-    return Json(await execute(engine, thread_id, ident, method, params))
+    return Json(await execute(gate, thread_id, ident, method, params))
 
 
 @router.post("/stream/events", responses=records.EVENT_STREAM)
-async def stream_events(thread_id: ThreadId, body: schemas.EventFilter, engine: EngineDep) -> Response:
+async def stream_events(thread_id: ThreadId, body: schemas.EventFilter, engine: EngineDep, gate: GateDep) -> Response:
     """Follow the channels of a thread: what is stored after `since`, then what comes."""
-    return event_stream(_frames(protocol.follow(engine, thread_id, wanted(body), since=body.since)))
+    source = protocol.follow(engine, thread_id, wanted(body), since=body.since)
+    within = await gate.allow("threads", "read", {"thread_id": thread_id})
+    return event_stream(_frames(gate.appears(thread_id, within), source))
 
 
-async def _frames(source: AsyncIterator[Shown | None]) -> AsyncIterator[bytes]:
+async def _frames(before: AsyncIterator[None], source: AsyncIterator[Shown | None]) -> AsyncIterator[bytes]:
+    async for _ in before:
+        yield HEARTBEAT
     async with closing(source) as shown:
         async for event in shown:
             yield HEARTBEAT if event is None else frame(event.method, event.json(), str(event.seq))
 
 
 @router.websocket("/stream/events")
-async def socket_events(socket: WebSocket, thread_id: str) -> None:
+async def socket_events(socket: WebSocket, thread_id: str, gate: GateDep) -> None:
     """Commands in, their answers and the events of the subscriptions out."""
     await socket.accept()
     if not UUID_TEXT.fullmatch(thread_id):
         await socket.close(MALFORMED, "Invalid thread ID: must be a UUID")
         return
-    connection = _Connection(socket, socket.app.state.engine, UUID(thread_id))
+    try:
+        within = await gate.allow("threads", "read", {"thread_id": UUID(thread_id)})
+    except (Forbidden, HTTPException, Auth.exceptions.HTTPException) as exc:
+        await socket.close(CLOSE_CODES + getattr(exc, "status_code", 403), str(exc)[:100])
+        return
+    connection = _Connection(socket, gate, UUID(thread_id), within)
     try:
         with suppress(WebSocketDisconnect):
             await connection.serve()
@@ -105,6 +118,22 @@ class _Subscription:
     ident: str = field(default_factory=lambda: str(uuid4()))
 
 
+@dataclass(frozen=True)
+class _Anyone:
+    """What at least one of several wants."""
+
+    several: list[Wanted]
+
+    def place(self, namespace: tuple[str, ...]) -> bool:
+        return any(one.place(namespace) for one in self.several)
+
+    def may(self, channel: str) -> bool:
+        return any(one.may(channel) for one in self.several)
+
+    def event(self, shown: Shown) -> bool:
+        return any(one.event(shown) for one in self.several)
+
+
 class _Connection:
     """One socket: a client's subscriptions, and one task that reads the thread for all of them.
 
@@ -112,12 +141,15 @@ class _Connection:
     new subscription first gets what it wants of the past, up to where the reader stands.
     """
 
-    def __init__(self, socket: WebSocket, engine: Engine, thread_id: UUID) -> None:
+    def __init__(self, socket: WebSocket, gate: Gate, thread_id: UUID, within: Within) -> None:
         self.socket = socket
-        self.engine = engine
+        self.gate = gate
+        self.within = within  # outside of it the thread does not exist yet
+        self.engine = engine = gate.engine
         self.thread_id = thread_id
         self.subscriptions: list[_Subscription] = []
         self._reader: asyncio.Task[None] | None = None
+        self._showing = Showing(engine, thread_id)
         self._position = 0  # events up to here have been shown to the subscriptions
         self._turn = asyncio.Lock()  # the reader shows an event, or a new subscription the past
         self._sending = asyncio.Lock()
@@ -157,7 +189,7 @@ class _Connection:
             raise CommandFailed("no_such_subscription", "This connection has no subscription with that id")
         if method == "subscription.reconnect":
             return success(ident, {"restored": False}, None)  # they end with their connection
-        return await execute(self.engine, self.thread_id, ident, method, params)
+        return await execute(self.gate, self.thread_id, ident, method, params)
 
     async def _subscribe(self, ident: int, params: dict[str, Any]) -> None:
         if len(self.subscriptions) >= MAX_SUBSCRIPTIONS:
@@ -168,21 +200,29 @@ class _Connection:
         except InvalidInput as exc:
             raise CommandFailed("invalid_argument", str(exc)) from exc
         async with self._turn:
-            if self._reader is None:
+            if self._reader is None and await self.gate.sees(self.thread_id, self.within):
                 self._position = await position(self.engine, self.thread_id)
-            past = await protocol.replay(self.engine, self.thread_id, one.wanted, since=one.since, until=self._position)
-            result = {"subscription_id": one.ident, "replayed_events": len(past)}
+            count = 0
+            async for _ in self._past(one, states=False):
+                count += 1
+            result = {"subscription_id": one.ident, "replayed_events": count}
             await self._send(dumps(success(ident, result, self._position)))
-            for event in past:
+            async for event in self._past(one):
                 if not any(older.since < event.seq and older.wanted.event(event) for older in self.subscriptions):
                     await self._send(event.json())
             self.subscriptions.append(one)
             if self._reader is None:
                 self._reader = asyncio.create_task(self._read(), name=f"protocol {self.thread_id}")
 
+    def _past(self, one: _Subscription, *, states: bool = True) -> AsyncIterator[Shown]:
+        until = self._position
+        return protocol.replay(self.engine, self.thread_id, one.wanted, since=one.since, until=until, states=states)
+
     async def _read(self) -> None:
         """Show events to the subscriptions until the client leaves or the thread is deleted."""
-        source = events.follow_thread(self.engine, self.thread_id, after=self._position, expected=True)
+        async for _ in self.gate.appears(self.thread_id, self.within):
+            pass
+        source = events.follow_thread(self.engine, self.thread_id, after=self._position, expected=True, states=False)
         try:
             async with closing(source) as log:
                 async for event in log:
@@ -197,12 +237,9 @@ class _Connection:
             await self.socket.close(GONE, str(exc)[:100])
 
     async def _show(self, event: Event) -> None:
-        for one in self.subscriptions:
-            if one.since < event.seq:
-                shown = await one.wanted.show(self.engine, self.thread_id, event)
-                if shown is not None:
-                    return await self._send(shown.json())
-        return None
+        wanted = _Anyone([one.wanted for one in self.subscriptions if one.since < event.seq])
+        for shown in await self._showing.of(event, wanted):
+            await self._send(shown.json())
 
     async def _send(self, data: bytes) -> None:
         async with self._sending:

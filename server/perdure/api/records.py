@@ -10,9 +10,17 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 Responses = dict[int | str, dict[str, Any]]
+
+
+def _none_required(schema: dict[str, Any]) -> None:
+    schema.pop("required", None)
+
+
+SELECTED = ConfigDict(json_schema_extra=_none_required)
+"""Of a record of which `select` may name a few fields."""
 
 
 class Error(BaseModel):
@@ -21,7 +29,7 @@ class Error(BaseModel):
     detail: str
 
 
-class Assistant(BaseModel):
+class AssistantVersion(BaseModel):
     assistant_id: UUID
     graph_id: str
     config: dict[str, Any]
@@ -30,8 +38,23 @@ class Assistant(BaseModel):
     name: str
     description: str | None
     created_at: datetime
-    updated_at: datetime
     version: int
+
+
+class Assistant(AssistantVersion):
+    updated_at: datetime
+
+
+class FoundAssistant(Assistant):
+    model_config = SELECTED
+
+
+class Agent(BaseModel):
+    agent: str
+    assistant_id: UUID
+    description: str | None
+    examples: list[dict[str, Any]]
+    input_schema: dict[str, Any] | None
 
 
 class Graph(BaseModel):
@@ -59,6 +82,16 @@ class Thread(BaseModel):
     values: dict[str, Any] | None
     interrupts: dict[str, list[dict[str, Any]]] = {}
     error: dict[str, Any] | None = None
+
+
+class FoundThread(Thread):
+    model_config = SELECTED
+
+    extracted: dict[str, Any] = {}
+
+
+class ThreadWithoutPast(Thread):
+    detail: str
 
 
 class Pruned(BaseModel):
@@ -91,6 +124,32 @@ class StateUpdated(BaseModel):
     checkpoint_id: str
 
 
+class Step(BaseModel):
+    """An entry of a run's timeline; see `perdure.engine.timeline`."""
+
+    name: str
+    kind: Literal["model", "tool", "step", "wait", "child", "saga", "race", "messages", "question"]
+    status: str
+    scope: str | None
+    path: list[str]
+    n: int
+    call: int
+    key: str | None
+    attempts: list[dict[str, Any]]
+    started_at: datetime
+    ended_at: datetime | None
+    seconds: float | None
+    error: dict[str, Any] | None
+    next_at: datetime | None
+    child: dict[str, Any] | None = None
+    until: datetime | None = None
+    interrupt_id: str | None = None
+    deadline: datetime | None = None
+    value: Any = None
+    question: Any = None
+    truncated: bool = False
+
+
 class Run(BaseModel):
     run_id: UUID
     thread_id: UUID
@@ -105,6 +164,10 @@ class Run(BaseModel):
     error: dict[str, Any] | None = None
     next_at: datetime | None = None
     paused: bool = False
+
+
+class FoundRun(Run):
+    model_config = SELECTED
 
 
 class Cron(BaseModel):
@@ -122,10 +185,16 @@ class Cron(BaseModel):
     enabled: bool
     created_at: datetime
     updated_at: datetime
+    error: dict[str, Any] | None = None
+
+
+class FoundCron(Cron):
+    model_config = SELECTED
 
 
 class Question(BaseModel):
     token: str
+    url: str
     interrupt_id: str
     thread_id: UUID
     run_id: UUID
@@ -175,8 +244,16 @@ class Sent(BaseModel):
     status: str
 
 
+class Outcome(BaseModel):
+    status: Literal["running", "done", "failed", "cancelled", "gone"]
+    output: Any
+    error: dict[str, Any] | None
+
+
 class AgentFailed(Error):
-    run_id: UUID
+    """The run has failed, or, without `run_id`, was never started."""
+
+    run_id: UUID | None = None
 
 
 class Ok(BaseModel):
@@ -203,6 +280,15 @@ VALUES: Responses = {
         "content": {"application/json": {"schema": {}}},
     }
 }
+ANY: Responses = {200: {"description": "JSON", "content": {"application/json": {"schema": {}}}}}
+WITHOUT_PAST: Responses = {
+    201: {"model": ThreadWithoutPast, "description": "Created, but without its supersteps; `detail` says why"}
+}
+MINIMAL: Responses = {204: {"description": "Changed; `Prefer: return=minimal` asks for no more"}}
+STOPPED: Responses = {
+    200: {"description": "It has stopped", "content": {"application/json": {"schema": {"type": "object"}}}}
+}
+UNREACHABLE: Responses = {503: {"model": Error, "description": "The database does not answer"}}
 ERRORS: Responses = {
     "4XX": {"model": Error, "description": "The request cannot be served; `detail` says why"},
     422: {"model": Error, "description": "The request is malformed; `detail` names the field"},

@@ -14,15 +14,17 @@ from uuid import UUID
 from fastapi import APIRouter, Body, HTTPException, Query, Response
 from pydantic import BeforeValidator
 
-from perdure.api import records, schemas
+from perdure.api import fields, records, schemas
 from perdure.api.answers import Json, location, no_content, pick
 from perdure.api.assistants import named
 from perdure.api.body import JsonRoute
 from perdure.api.context import EngineDep, IdempotencyKey, LastEventId
-from perdure.api.schemas import RunCreate, RunId, StatelessRunCreate, ThreadId
+from perdure.api.fields import RunId, ThreadId
+from perdure.api.gate import DeleteThread, Gate, GateDep, ReadThread, UpdateThread
+from perdure.api.schemas import RunCreate, StatelessRunCreate
 from perdure.api.sse import Gone, event_stream, position, run_frames, slow_json
 from perdure.api.webhook import check_webhook
-from perdure.engine import events, runs
+from perdure.engine import events, runs, stop
 from perdure.engine.core import Engine
 from perdure.engine.errors import GraphNotFound, InvalidInput, RunFinished, RunNotFound
 from perdure.engine.runs import NewRun
@@ -43,7 +45,7 @@ SERVER_OWNED = {
 }
 """Keys of `configurable` that name things of the server: they are not the author's context."""
 
-Modes = Annotated[list[schemas.StreamMode], BeforeValidator(schemas.one_or_list), Query()]
+Modes = Annotated[list[fields.StreamMode], BeforeValidator(fields.one_or_list), Query()]
 
 
 def new_run(body: RunCreate, engine: Engine, idempotency_key: str | None) -> NewRun:
@@ -78,6 +80,7 @@ def new_run(body: RunCreate, engine: Engine, idempotency_key: str | None) -> New
         on_disconnect=body.on_disconnect,
         on_completion=body.on_completion if isinstance(body, StatelessRunCreate) else "delete",
         after_seconds=body.after_seconds,
+        max_duration=body.max_duration,
         webhook=check_webhook(body.webhook, engine.registry.config) if body.webhook else None,
         durability="exit" if body.checkpoint_during is False else body.durability,
         idempotency_key=idempotency_key,
@@ -93,10 +96,11 @@ def graph_names_are_input() -> Iterator[None]:
         raise HTTPException(422, str(exc)) from exc
 
 
-async def start(engine: Engine, thread_id: UUID | None, new: NewRun) -> dict[str, Any]:
-    """Enqueue a run."""
+async def start(gate: Gate, thread_id: UUID | None, new: NewRun) -> dict[str, Any]:
+    """Enqueue a run for the caller."""
+    new = await gate.starting(new, thread_id)
     with graph_names_are_input():
-        return await runs.enqueue(engine, thread_id, new)
+        return await runs.enqueue(gate.engine, thread_id, new)
 
 
 def cancelling(engine: Engine, run: dict[str, Any], wanted: bool) -> Gone | None:
@@ -106,7 +110,7 @@ def cancelling(engine: Engine, run: dict[str, Any], wanted: bool) -> Gone | None
 
     async def cancel() -> None:
         with suppress(RunFinished, RunNotFound):  # it ended in the same moment
-            await runs.cancel(engine, run["thread_id"], run["run_id"], "interrupt")
+            await stop.cancel(engine, run["thread_id"], run["run_id"], "interrupt")
 
     return cancel
 
@@ -138,78 +142,91 @@ def created(run: dict[str, Any]) -> Response:
 
 
 @router.post("/threads/{thread_id}/runs", response_model=records.Run)
-async def create_run(thread_id: ThreadId, body: RunCreate, engine: EngineDep, key: IdempotencyKey) -> Response:
+async def create_run(
+    thread_id: ThreadId, body: RunCreate, engine: EngineDep, key: IdempotencyKey, gate: GateDep
+) -> Response:
     """Start a run in the background."""
-    return created(await start(engine, thread_id, new_run(body, engine, key)))
+    return created(await start(gate, thread_id, new_run(body, engine, key)))
 
 
 @router.post("/threads/{thread_id}/runs/stream", responses=records.EVENT_STREAM)
-async def stream_run(thread_id: ThreadId, body: RunCreate, engine: EngineDep, key: IdempotencyKey) -> Response:
+async def stream_run(
+    thread_id: ThreadId, body: RunCreate, engine: EngineDep, key: IdempotencyKey, gate: GateDep
+) -> Response:
     """Start a run and stream its events."""
     new = new_run(body, engine, key)
-    return streaming(engine, await start(engine, thread_id, new), new)
+    return streaming(engine, await start(gate, thread_id, new), new)
 
 
 @router.post("/threads/{thread_id}/runs/wait", responses=records.VALUES)
-async def wait_run(thread_id: ThreadId, body: RunCreate, engine: EngineDep, key: IdempotencyKey) -> Response:
+async def wait_run(
+    thread_id: ThreadId, body: RunCreate, engine: EngineDep, key: IdempotencyKey, gate: GateDep
+) -> Response:
     """Start a run and answer its final values; a failed run is a 200 with `__error__`."""
-    run = await start(engine, thread_id, new_run(body, engine, key))
+    run = await start(gate, thread_id, new_run(body, engine, key))
     return waiting(engine, run, cancel=body.on_disconnect == "cancel")
 
 
 @router.post("/runs", response_model=records.Run)
-async def create_stateless_run(body: StatelessRunCreate, engine: EngineDep, key: IdempotencyKey) -> Response:
+async def create_stateless_run(
+    body: StatelessRunCreate, engine: EngineDep, key: IdempotencyKey, gate: GateDep
+) -> Response:
     """Start a run on a thread of its own, in the background."""
-    return created(await start(engine, None, new_run(body, engine, key)))
+    return created(await start(gate, None, new_run(body, engine, key)))
 
 
 @router.post("/runs/stream", responses=records.EVENT_STREAM)
-async def stream_stateless_run(body: StatelessRunCreate, engine: EngineDep, key: IdempotencyKey) -> Response:
+async def stream_stateless_run(
+    body: StatelessRunCreate, engine: EngineDep, key: IdempotencyKey, gate: GateDep
+) -> Response:
     """Start a run on a thread of its own and stream its events."""
     new = new_run(body, engine, key)
-    return streaming(engine, await start(engine, None, new), new)
+    return streaming(engine, await start(gate, None, new), new)
 
 
 @router.post("/runs/wait", responses=records.VALUES)
-async def wait_stateless_run(body: StatelessRunCreate, engine: EngineDep, key: IdempotencyKey) -> Response:
+async def wait_stateless_run(
+    body: StatelessRunCreate, engine: EngineDep, key: IdempotencyKey, gate: GateDep
+) -> Response:
     """Start a run on a thread of its own and answer its final values."""
-    run = await start(engine, None, new_run(body, engine, key))
+    run = await start(gate, None, new_run(body, engine, key))
     return waiting(engine, run, cancel=body.on_disconnect == "cancel")
 
 
 @router.post("/runs/batch", response_model=list[records.Run])
 async def create_run_batch(
-    body: Annotated[list[StatelessRunCreate], Body(max_length=MAX_BATCH)], engine: EngineDep
+    body: Annotated[list[StatelessRunCreate], Body(max_length=MAX_BATCH)], engine: EngineDep, gate: GateDep
 ) -> Response:
     """Start several stateless runs. The request is checked as a whole before the first one starts."""
     batch = [new_run(item, engine, None) for item in body]
     for name in {new.assistant for new in batch}:
         with graph_names_are_input():
-            await named(engine, name)
-    return Json([await start(engine, None, new) for new in batch])
+            await named(engine, name, await gate.usable(name))
+    return Json([await start(gate, None, new) for new in batch])
 
 
 @router.post("/runs/cancel", status_code=204, response_class=Response)
 async def cancel_runs(
-    body: schemas.BulkCancel, engine: EngineDep, action: schemas.CancelAction = "interrupt"
+    body: schemas.BulkCancel, engine: EngineDep, gate: GateDep, action: fields.CancelAction = "interrupt"
 ) -> Response:
     """Cancel several runs of a thread, or all of a status; 404 if none of the ids is an active run."""
-    count = await runs.cancel_many(
-        engine, thread_id=body.thread_id, run_ids=body.run_ids or None, status=body.status, action=action
+    within = await gate.allow("threads", "update", {**body.model_dump(), "action": action})
+    count = await stop.cancel_many(
+        engine, thread_id=body.thread_id, run_ids=body.run_ids or None, status=body.status, action=action, within=within
     )
     if not count and body.status is None:
         raise RunNotFound("None of the run IDs is a pending or running run of this thread")
     return no_content()
 
 
-@router.get("/threads/{thread_id}/runs", response_model=list[records.Run])
+@router.get("/threads/{thread_id}/runs", response_model=list[records.FoundRun])
 async def list_runs(
-    thread_id: ThreadId,
+    thread_id: ReadThread,
     engine: EngineDep,
     limit: Annotated[int, Query(ge=1, le=1000)] = 10,
-    offset: Annotated[int, Query(ge=0, le=schemas.MAX_OFFSET)] = 0,
+    offset: Annotated[int, Query(ge=0, le=fields.MAX_OFFSET)] = 0,
     status: str | None = None,
-    select: Annotated[list[schemas.RunField], BeforeValidator(schemas.one_or_list), Query()] = [],  # noqa: B006
+    select: Annotated[list[fields.RunField], BeforeValidator(fields.one_or_list), Query()] = [],  # noqa: B006
 ) -> Response:
     """The runs of a thread, newest first; a `status` that does not exist matches nothing."""
     rows = await runs.list_runs(engine, thread_id, status=status, limit=limit, offset=offset)
@@ -217,13 +234,13 @@ async def list_runs(
 
 
 @router.get("/threads/{thread_id}/runs/{run_id}", response_model=records.Run)
-async def get_run(thread_id: ThreadId, run_id: RunId, engine: EngineDep) -> Response:
+async def get_run(thread_id: ReadThread, run_id: RunId, engine: EngineDep) -> Response:
     """One run."""
     return Json(await runs.get(engine, thread_id, run_id))
 
 
 @router.delete("/threads/{thread_id}/runs/{run_id}", status_code=204, response_class=Response)
-async def delete_run(thread_id: ThreadId, run_id: RunId, engine: EngineDep) -> Response:
+async def delete_run(thread_id: DeleteThread, run_id: RunId, engine: EngineDep) -> Response:
     """Delete a run; its checkpoints stay."""
     await runs.delete(engine, thread_id, run_id)
     return no_content()
@@ -231,18 +248,21 @@ async def delete_run(thread_id: ThreadId, run_id: RunId, engine: EngineDep) -> R
 
 @router.get("/threads/{thread_id}/runs/{run_id}/join", responses=records.VALUES)
 async def join_run(
-    thread_id: ThreadId, run_id: RunId, engine: EngineDep, cancel_on_disconnect: bool = False
+    thread_id: ReadThread, run_id: RunId, engine: EngineDep, gate: GateDep, cancel_on_disconnect: bool = False
 ) -> Response:
     """Wait for a run; answers the thread's current values, any number of times."""
+    if cancel_on_disconnect:
+        await gate.thread("update", thread_id)
     run = await runs.get(engine, thread_id, run_id)
     return waiting(engine, run, cancel=cancel_on_disconnect)
 
 
 @router.get("/threads/{thread_id}/runs/{run_id}/stream", responses=records.EVENT_STREAM)
 async def join_run_stream(
-    thread_id: ThreadId,
+    thread_id: ReadThread,
     run_id: RunId,
     engine: EngineDep,
+    gate: GateDep,
     last_event_id: LastEventId = None,
     stream_mode: Modes = [],  # noqa: B006
     cancel_on_disconnect: bool = False,
@@ -252,6 +272,8 @@ async def join_run_stream(
     Who joins before the run has started misses nothing. The events of a run that has ended can be
     read again only if it was created with `stream_resumable`.
     """
+    if cancel_on_disconnect:
+        await gate.thread("update", thread_id)
     after = position(last_event_id)
     run = await runs.get(engine, thread_id, run_id)
     resumable = bool(run["kwargs"].get("resumable"))
@@ -267,17 +289,19 @@ async def join_run_stream(
     )
 
 
-@router.post("/threads/{thread_id}/runs/{run_id}/cancel", status_code=202, response_class=Response)
+@router.post(
+    "/threads/{thread_id}/runs/{run_id}/cancel", status_code=202, response_class=Response, responses=records.STOPPED
+)
 async def cancel_run(
-    thread_id: ThreadId,
+    thread_id: UpdateThread,
     run_id: RunId,
     engine: EngineDep,
     wait: bool = False,
-    action: schemas.CancelAction = "interrupt",
+    action: fields.CancelAction = "interrupt",
 ) -> Response:
     """Cancel a run: 202 at once, or 200 when it has stopped. Finished and unknown runs are a 404."""
     try:
-        await runs.cancel(engine, thread_id, run_id, action)
+        await stop.cancel(engine, thread_id, run_id, action)
     except RunFinished as exc:
         raise RunNotFound(str(exc)) from exc
     if not wait:

@@ -21,7 +21,7 @@ router = APIRouter(route_class=JsonRoute, tags=["system"])
 
 
 @router.head("/ok", include_in_schema=False)
-@router.get("/ok", response_model=records.Ok)
+@router.get("/ok", response_model=records.Ok, responses=records.UNREACHABLE)
 @router.get("/", response_model=records.Ok, include_in_schema=False)
 async def ok(engine: EngineDep, check_db: bool = False) -> Response:
     """Alive; with `check_db` only if the database answers too, else 503."""

@@ -15,12 +15,16 @@ from perdure.api import records, schemas
 from perdure.api.answers import Json, no_content, page
 from perdure.api.body import JsonRoute
 from perdure.api.context import EngineDep, LastEventId
-from perdure.api.schemas import CheckpointRef, ThreadId, one_or_list
+from perdure.api.fields import ThreadId, one_or_list
+from perdure.api.gate import DeleteThread, GateDep, ReadThread, UpdateThread
+from perdure.api.schemas import CheckpointRef
 from perdure.api.sse import event_stream, position, thread_frames
-from perdure.engine import events, state, threads
+from perdure.engine import editing, events, prune, state, threads
+from perdure.engine.access import kept
 from perdure.engine.core import Engine
 from perdure.engine.errors import GraphNotFound, ThreadNotFound
 from perdure.engine.jsonable import jsonable
+from perdure.engine.ttl import Ttl
 
 router = APIRouter(prefix="/threads", route_class=JsonRoute, tags=["threads"])
 
@@ -49,24 +53,29 @@ async def answer(engine: Engine, thread: dict[str, Any], *, ttl: bool = False) -
     return Json(full)
 
 
-@router.post("", response_model=records.Thread)
-async def create_thread(body: schemas.ThreadCreate, engine: EngineDep) -> Response:
+@router.post("", response_model=records.Thread, responses=records.WITHOUT_PAST)
+async def create_thread(body: schemas.ThreadCreate, engine: EngineDep, gate: GateDep) -> Response:
     """Create a thread; `supersteps` are replayed into checkpoints, as of the graph `metadata.graph_id`."""
+    value = {"thread_id": body.thread_id, "metadata": body.metadata, "if_exists": body.if_exists}
+    metadata, within = await gate.owned("threads", "create", value)
     if body.supersteps and body.thread_id and body.if_exists == "do_nothing":
         with suppress(ThreadNotFound):
-            return await answer(engine, await threads.get(engine, body.thread_id))
+            existing = await threads.get(engine, body.thread_id)
+            if await gate.sees(body.thread_id, within):
+                return await answer(engine, existing)
     thread = await threads.create(
         engine,
         thread_id=body.thread_id,
-        metadata=body.metadata,
+        metadata=metadata,
         if_exists=body.if_exists,
         ttl=_ttl(body.ttl),
+        within=within,
     )
     if body.supersteps:
         if "graph_id" not in body.metadata:
             return Json({**thread, "values": None, "detail": NO_GRAPH}, 201)
         try:
-            await state.replay(engine, thread["thread_id"], [step.given() for step in body.supersteps])
+            await editing.replay(engine, thread["thread_id"], [step.given() for step in body.supersteps])
         except Exception:
             await threads.delete(engine, thread["thread_id"])  # a thread without its past is of no use
             raise
@@ -74,20 +83,22 @@ async def create_thread(body: schemas.ThreadCreate, engine: EngineDep) -> Respon
     return await answer(engine, thread)
 
 
-def _ttl(ttl: schemas.Ttl | None) -> dict[str, Any] | None:
-    return {"ttl": ttl.ttl, "strategy": ttl.strategy} if ttl else None
+def _ttl(ttl: schemas.Ttl | None) -> Ttl | None:
+    return Ttl(ttl.ttl, ttl.strategy) if ttl else None
 
 
-@router.post("/search", response_model=list[records.Thread])
-async def search_threads(body: schemas.ThreadSearch, engine: EngineDep) -> Response:
+@router.post("/search", response_model=list[records.FoundThread])
+async def search_threads(body: schemas.ThreadSearch, engine: EngineDep, gate: GateDep) -> Response:
     """Find threads; `extract` adds single values of their state or metadata under names of your own."""
     for alias, path in body.extract.items():
         if path.split(".")[0] not in ("values", "metadata"):
             raise HTTPException(422, f"extract.{alias}: must begin with values or metadata")
+    metadata, within = await gate.search("threads", body)
     rows, total = await threads.search(
         engine,
+        within=within,
         ids=body.ids,
-        metadata=body.metadata,
+        metadata=metadata,
         values=body.values,
         status=body.status,
         limit=body.limit,
@@ -120,39 +131,45 @@ def _dig(row: dict[str, Any], path: str) -> Any:
 
 
 @router.post("/count", response_model=int)
-async def count_threads(body: schemas.ThreadCount, engine: EngineDep) -> Response:
+async def count_threads(body: schemas.ThreadCount, engine: EngineDep, gate: GateDep) -> Response:
     """How many threads match."""
-    return Json(await threads.count(engine, metadata=body.metadata, values=body.values, status=body.status))
+    metadata, within = await gate.search("threads", body)
+    found = await threads.count(engine, metadata=metadata, values=body.values, status=body.status, within=within)
+    return Json(found)
 
 
 @router.post("/prune", response_model=records.Pruned)
-async def prune_threads(body: schemas.ThreadPrune, engine: EngineDep) -> Response:
-    """Delete threads, or all but the newest checkpoint of each; counts those that existed."""
-    return Json({"pruned_count": await threads.prune(engine, body.thread_ids, body.strategy)})
+async def prune_threads(body: schemas.ThreadPrune, engine: EngineDep, gate: GateDep) -> Response:
+    """Delete threads, or all but the newest checkpoint of each (409 if one is busy); counts those that existed."""
+    within = await gate.allow("threads", "delete" if body.strategy == "delete" else "update", body.model_dump())
+    return Json({"pruned_count": await prune.prune(engine, body.thread_ids, body.strategy, within=within)})
 
 
 @router.get("/{thread_id}", response_model=records.Thread)
 async def get_thread(
-    thread_id: ThreadId,
+    thread_id: ReadThread,
     engine: EngineDep,
     include: Annotated[list[str], BeforeValidator(one_or_list), Query()] = [],  # noqa: B006
 ) -> Response:
-    """One thread; `include=ttl` adds how long it lives."""
+    """One thread; `include=ttl` adds how long it lives: `{strategy, ttl_minutes, expires_at}`, or null."""
     return await answer(engine, await threads.get(engine, thread_id), ttl="ttl" in include)
 
 
-@router.patch("/{thread_id}", response_model=records.Thread)
+@router.patch("/{thread_id}", response_model=records.Thread, responses=records.MINIMAL)
 async def patch_thread(
     thread_id: ThreadId,
     body: schemas.ThreadPatch,
     engine: EngineDep,
+    gate: GateDep,
     prefer: Annotated[str, Header(description="`return=minimal`: 204 without a body.")] = "",
 ) -> Response:
-    """Merge metadata at the top level; set the time to live."""
+    """Merge metadata at the top level; set the time to live, which begins anew."""
+    value = {"metadata": dict(body.metadata)}
+    within = await gate.thread("update", thread_id, value)
     thread = await threads.patch(
         engine,
         thread_id,
-        metadata=body.metadata,
+        metadata=kept(value["metadata"], within),
         ttl=_ttl(body.ttl),
     )
     if "return=minimal" in prefer.replace(" ", "").lower():
@@ -161,16 +178,17 @@ async def patch_thread(
 
 
 @router.delete("/{thread_id}", status_code=204, response_class=Response)
-async def delete_thread(thread_id: ThreadId, engine: EngineDep) -> Response:
+async def delete_thread(thread_id: DeleteThread, engine: EngineDep) -> Response:
     """Delete a thread with everything that belongs to it; a running run is stopped."""
     await threads.delete(engine, thread_id)
     return no_content()
 
 
 @router.post("/{thread_id}/copy", response_model=records.Thread)
-async def copy_thread(thread_id: ThreadId, engine: EngineDep) -> Response:
+async def copy_thread(thread_id: ReadThread, engine: EngineDep, gate: GateDep) -> Response:
     """A new thread with the same metadata and all checkpoints."""
-    return await answer(engine, await threads.copy(engine, thread_id))
+    owns, _ = await gate.owned("threads", "create", {"thread_id": None})
+    return await answer(engine, await threads.copy(engine, thread_id, metadata=owns))
 
 
 async def _read(engine: Engine, thread_id: UUID, at: CheckpointRef, subgraphs: bool) -> Response:
@@ -187,29 +205,31 @@ async def _read(engine: Engine, thread_id: UUID, at: CheckpointRef, subgraphs: b
 
 @router.get("/{thread_id}/state", response_model=records.ThreadState)
 async def get_state(
-    thread_id: ThreadId, engine: EngineDep, subgraphs: bool = False, checkpoint_id: str | None = None
+    thread_id: ReadThread, engine: EngineDep, subgraphs: bool = False, checkpoint_id: str | None = None
 ) -> Response:
     """The newest state of a thread."""
     return await _read(engine, thread_id, CheckpointRef(checkpoint_id=checkpoint_id), subgraphs)
 
 
 @router.get("/{thread_id}/state/{checkpoint_id}", response_model=records.ThreadState)
-async def get_state_at(thread_id: ThreadId, checkpoint_id: str, engine: EngineDep, subgraphs: bool = False) -> Response:
+async def get_state_at(
+    thread_id: ReadThread, checkpoint_id: str, engine: EngineDep, subgraphs: bool = False
+) -> Response:
     """The state at a checkpoint; an unknown checkpoint has an empty one."""
     return await _read(engine, thread_id, CheckpointRef(checkpoint_id=checkpoint_id), subgraphs)
 
 
 @router.post("/{thread_id}/state/checkpoint", response_model=records.ThreadState)
-async def post_state_at(thread_id: ThreadId, body: schemas.StateAt, engine: EngineDep) -> Response:
+async def post_state_at(thread_id: ReadThread, body: schemas.StateAt, engine: EngineDep) -> Response:
     """The state at a checkpoint of the graph or one of its subgraphs."""
     return await _read(engine, thread_id, body.checkpoint, body.subgraphs)
 
 
 @router.post("/{thread_id}/state", response_model=records.StateUpdated)
-async def update_state(thread_id: ThreadId, body: schemas.StateUpdate, engine: EngineDep) -> Response:
+async def update_state(thread_id: UpdateThread, body: schemas.StateUpdate, engine: EngineDep) -> Response:
     """Write values as if a node had; from an older checkpoint it forks. 409 while a run is active."""
     try:
-        updated = await state.update(
+        updated = await editing.update(
             engine,
             thread_id,
             values=body.values,
@@ -224,7 +244,7 @@ async def update_state(thread_id: ThreadId, body: schemas.StateUpdate, engine: E
 
 @router.get("/{thread_id}/history", response_model=list[records.ThreadState])
 async def get_history(
-    thread_id: ThreadId,
+    thread_id: ReadThread,
     engine: EngineDep,
     limit: Annotated[int, Query(ge=1, le=1000)] = 1,
     before: str | None = None,
@@ -235,7 +255,7 @@ async def get_history(
 
 
 @router.post("/{thread_id}/history", response_model=list[records.ThreadState])
-async def post_history(thread_id: ThreadId, body: schemas.History, engine: EngineDep) -> Response:
+async def post_history(thread_id: ReadThread, body: schemas.History, engine: EngineDep) -> Response:
     """States of a thread or of one of its subgraphs, newest first."""
     rows = await state.history(
         engine,
@@ -250,7 +270,7 @@ async def post_history(thread_id: ThreadId, body: schemas.History, engine: Engin
 
 @router.get("/{thread_id}/stream", responses=records.EVENT_STREAM)
 async def stream_thread(
-    thread_id: ThreadId,
+    thread_id: ReadThread,
     engine: EngineDep,
     last_event_id: LastEventId = None,
     stream_modes: StreamModes = [],  # noqa: B006

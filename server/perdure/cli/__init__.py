@@ -1,6 +1,6 @@
 """The `perdure` command.
 
-`serve`, `worker`, `migrate`, `doctor` and `demo` work on this machine; the others talk to a running server over
+`serve`, `worker`, `migrate`, `keys`, `doctor` and `demo` work on this machine; the others talk to a running server over
 HTTP (`--url`, PERDURE_URL). With `--json` a command prints one JSON value on stdout and nothing else.
 
 Exit codes: 0 done; 1 the run, or the command, failed; 2 wrong usage; 3 a person has to answer first;
@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from perdure.cli import approvals, demo, doctor, invoke, runs, serve, threads
+from perdure.cli import agents, approvals, demo, doctor, invoke, keys, runs, serve, threads, tour
 
 app = typer.Typer(
     name="perdure",
@@ -27,9 +27,12 @@ app.command("migrate")(serve.migrate)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
 app.command("invoke")(invoke.invoke)
+app.command("tour")(tour.tour)
+app.add_typer(agents.app, name="agents")
 app.add_typer(runs.app, name="runs")
 app.add_typer(threads.app, name="threads")
 app.add_typer(approvals.app, name="approvals")
+app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:

@@ -5,9 +5,11 @@ import warnings
 from collections.abc import Awaitable, Generator
 from datetime import timedelta
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from langchain_core.runnables import Runnable
 
+from perdure.durable import outside
 from perdure.durable.errors import TerminalError
 from perdure.durable.fingerprint import fingerprint
 from perdure.durable.journal import Child, Journal, Place, here
@@ -22,8 +24,8 @@ RUNNING: Any = object()
 class AgentCall(Awaitable[Any]):
     """A call that has not been made: `await` it, or give it to `gather` or `race`."""
 
-    def __init__(self, target: Any, given: Any, key: str | None) -> None:
-        self.target, self.input, self.key = target, given, key
+    def __init__(self, target: Any, given: Any, key: str | None, server: str | None) -> None:
+        self.target, self.input, self.key, self.server = target, given, key, server
         self._used = False
 
     def __await__(self) -> Generator[Any, Any, Any]:
@@ -50,7 +52,9 @@ class AgentCall(Awaitable[Any]):
         self.close()
         if self.local:
             return await cast("Runnable[Any, Any]", self.target).ainvoke(self.input)
-        place = server(self.name)
+        place = here()
+        if place.journal is None:
+            return await self._outside()
         child = await self.start(place)
         result = await self.outcome(place, child)
         if result is RUNNING:
@@ -60,7 +64,13 @@ class AgentCall(Awaitable[Any]):
     async def start(self, place: Place) -> Child:
         """Start the child, once."""
         self.close()
-        return await _start(place, self.name, self.input, self.key, 0.0, bound=True)
+        return await _start(place, self.name, self.input, self.key, 0.0, self.server, bound=True)
+
+    async def _outside(self) -> Any:
+        """The call where there is no perdure server: see `outside`."""
+        if self.server is not None:
+            return await outside.call(self.server, self.name, self.key, self.input)
+        return await outside.run(self.name, self.input)
 
     async def outcome(self, place: Place, child: Child) -> Any:
         """The child's output, recorded from the first time on; RUNNING as long as there is none.
@@ -74,7 +84,7 @@ class AgentCall(Awaitable[Any]):
         if found["status"] == "failed":
             raise revived(found["error"] or {})
         unfinished(journal)
-        seen = await journal.outcome(child["thread_id"], child["run_id"])
+        seen = await journal.outcome(child)
         if seen["status"] == "running":
             return RUNNING
         at = (place.scope, place.visit, "outcome", found["n"])
@@ -94,7 +104,7 @@ class AgentCall(Awaitable[Any]):
         journal = _journal(place)
 
         async def execute() -> None:
-            await journal.cancel(child["thread_id"], child["run_id"])
+            await journal.cancel(child)
 
         await once(Call("cancel", execute, "", key=child["run_id"]))
 
@@ -110,23 +120,31 @@ class _Agent:
     stands above must be a step or without effect. The child is started once, whatever crashes, and its output
     is recorded. While the child asks a person, this run goes on waiting. Cancelling this run cancels it.
 
-    - `name`: a graph or an assistant of this server.
+    - `name`: a graph or an assistant of this server, or of `server`.
     - `input`: the input of the graph (JSON values, LangChain messages). It must be the same on every replay.
     - `key`: the child works on the thread of this key (`/agents/{name}/{key}`), after what is queued there,
       and finds that thread's state. Without it each call has a new thread.
+    - `server`: the address of another server, for example `http://crm:2024`, which knows `name` and executes the
+      child: a perdure server or, without `key`, any LangGraph Agent Server. The start, its retries while that
+      server is down, and a cancel are rows here. The child's output is JSON then: messages come as objects.
 
     Gives back the child's final state (its output schema). Raises TerminalError if the child failed (class
-    name, text and status are its own), was cancelled or deleted; also, or another error, if it can't be
-    started.
+    name, text and status are its own), was cancelled or deleted, or if the other server refuses it; also, or
+    another error, if it can't be started.
 
-    Outside of a perdure server there is nobody who knows names: RuntimeError. A graph object instead of a
-    name is executed in this process, as part of this run, everywhere; `key` means nothing then.
+    Outside of a perdure server the graph that `langgraph dev` or a langgraph.json in the working directory knows
+    by that name is executed in this process, as part of this run, and `server` is asked by a plain HTTP call.
+    A graph object instead of a name is executed in this process everywhere. `key` means nothing in this process.
     """
 
-    def __call__(self, name: str | Runnable[Any, Any], input: Any, *, key: str | None = None) -> AgentCall:
+    def __call__(
+        self, name: str | Runnable[Any, Any], input: Any, *, key: str | None = None, server: str | None = None
+    ) -> AgentCall:
         if not isinstance(cast("Any", name), (str, Runnable)) or name == "":
             raise TypeError(f"agent() takes the name of an assistant, or a graph, not {name!r}")
-        return AgentCall(name, input, key)
+        if server is not None and not isinstance(name, str):
+            raise TypeError("agent() with `server` takes the name of an assistant there, not a graph")
+        return AgentCall(name, input, key, _address(server))
 
     @staticmethod
     async def send(
@@ -135,6 +153,7 @@ class _Agent:
         *,
         key: str | None = None,
         delay: float | timedelta = 0,
+        server: str | None = None,
     ) -> str:
         """Start a run of another assistant and go on at once; gives back its run id.
 
@@ -142,59 +161,80 @@ class _Agent:
             await agent.send("newsletter", {"topic": topic}, delay=timedelta(days=7))
 
         Started once, whatever crashes. It begins after `delay` (seconds or timedelta), outlives this run and
-        is not cancelled with it. RuntimeError outside of a perdure server; ValueError for a negative delay.
+        is not cancelled with it. ValueError for a negative delay.
+
+        With `server` it is handed over to that server as soon as it answers, and what comes back is the id of the
+        call; without `key` it is also the id of the run's thread there.
+
+        Outside of a perdure server it is a task of this process, which is lost when the process ends, or with
+        `server` a plain HTTP call.
         """
         if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"agent.send() takes the name of an assistant, not {name!r}")
         seconds = delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
         if not (seconds >= 0 and math.isfinite(seconds)):
             raise ValueError(f"agent.send() takes a delay of 0 seconds or more, not {delay!r}")
-        child = await _start(server(name), name, input, key, seconds, bound=False)
-        return child["run_id"]
+        place, address = here(), _address(server)
+        if place.journal is not None:
+            return (await _start(place, name, input, key, seconds, address, bound=False))["run_id"]
+        if address is not None:
+            return await outside.send(address, name, key, input, seconds)
+        return await outside.start(name, input, seconds)
 
 
 agent = _Agent()
-
-
-def server(name: str) -> Place:
-    """Where the caller stands on a perdure server; RuntimeError elsewhere, naming the agent."""
-    place = here()
-    if place.journal is None:
-        raise RuntimeError(
-            f"agent({name!r}) needs a perdure server, which knows assistants by name; here, pass the graph itself"
-        )
-    return place
 
 
 def wait_for(place: Place, children: list[Child]) -> None:
     """Suspend the run until one of the children has ended."""
     journal = _journal(place)
     for child in children:
-        journal.wait_for(child["thread_id"], child["run_id"])
+        journal.wait_for(child)
     raise Suspend(f"{len(children)} child runs")
 
 
-async def _start(place: Place, name: str, given: Any, key: str | None, delay: float, *, bound: bool) -> Child:
+async def _start(
+    place: Place, name: str, given: Any, key: str | None, delay: float, server: str | None, *, bound: bool
+) -> Child:
     journal = _journal(place)
 
     async def execute() -> Child:
-        return await journal.start(name, given, key=key, idempotency_key=idempotency_key(), delay=delay, bound=bound)
+        own = idempotency_key()
+        return await journal.start(name, given, key=key, idempotency_key=own, delay=delay, bound=bound, server=server)
 
-    try:
+    try:  # not the server: a child that was started goes on where it is, whatever the address is by now
         identity = fingerprint([given, key, delay, bound])
     except TypeError as exc:
         raise TypeError(f"The input of agent {name!r} can't be compared on a replay: {exc}. Pass plain data") from exc
     return await once(Call(f"agent {name}", execute, identity))
 
 
+def _address(server: str | None) -> str | None:
+    """The address without a slash at its end. ValueError for what is none, or holds a secret."""
+    if server is None:
+        return None
+    try:
+        parts = urlsplit(server)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        valid = False
+    else:
+        if parts.username or parts.password:
+            raise ValueError("agent() takes a server without a password in it: put its key into PERDURE_REMOTE_KEYS")
+        valid = valid and not (parts.query or parts.fragment) and server.isprintable() and " " not in server
+    if not valid:
+        raise ValueError(f"agent() takes a server like http://crm:2024, not {server!r}")
+    return server.rstrip("/")
+
+
 def _failure(name: str, child: Child, status: str, error: dict[str, Any]) -> TerminalError:
+    who = f"Agent '{name}'" + (f" on {child['server']}" if "server" in child else "")
     if status != "failed":
-        return TerminalError(
-            f"Agent '{name}' was {'cancelled' if status == 'cancelled' else 'deleted'} (run {child['run_id']})", 409
-        )
+        word = "cancelled" if status == "cancelled" else "deleted"
+        return TerminalError(f"{who} was {word} ({'call' if 'server' in child else 'run'} {child['run_id']})", 409)
     text = f"{error.get('error', 'Error')}: {error.get('message', '')}"
     code = error.get("status")
-    return TerminalError(f"Agent '{name}' failed with {text}", code if isinstance(code, int) else 422)
+    return TerminalError(f"{who} failed with {text}", code if isinstance(code, int) else 422)
 
 
 def _journal(place: Place) -> Journal:

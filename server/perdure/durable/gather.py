@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 
 from langgraph.errors import GraphBubbleUp
 
-from perdure.durable.agent import RUNNING, AgentCall, server, wait_for
+from perdure.durable.agent import RUNNING, AgentCall, wait_for
 from perdure.durable.fingerprint import fingerprint
 from perdure.durable.journal import Child, Place, here
 from perdure.durable.once import Passed, counting
@@ -36,8 +36,8 @@ async def gather(*calls: Awaitable[R]) -> list[R]:
 
     TypeError for anything else than such calls, and for a mixture.
     """
-    if _are_agents("gather", calls):
-        return await _all_agents(cast("Sequence[AgentCall]", calls))
+    if _are_agents("gather", calls) and here().journal is not None:
+        return await _all_agents(here(), cast("Sequence[AgentCall]", calls))
     tasks = _tasks(calls)
     await _all_ended(tasks)
     return [task.result() for task in tasks]
@@ -60,7 +60,7 @@ async def race(*calls: Awaitable[R]) -> R:
     if not calls:
         raise ValueError("race() needs at least one call")
     agents = _are_agents("race", calls)
-    place = server(calls[0].name) if isinstance(calls[0], AgentCall) and agents else here()
+    place = here()
     if place.journal is None:
         tasks = _tasks(calls)
         return tasks[await _first(tasks)].result()
@@ -82,8 +82,7 @@ async def race(*calls: Awaitable[R]) -> R:
     return tasks[await _first(tasks, record)].result()
 
 
-async def _all_agents(calls: Sequence[AgentCall]) -> list[Any]:
-    place = server(calls[0].name)
+async def _all_agents(place: Place, calls: Sequence[AgentCall]) -> list[Any]:
     children = await _started(place, calls)
     results: list[Any] = []
     for call, child in zip(calls, children, strict=True):

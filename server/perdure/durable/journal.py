@@ -8,7 +8,7 @@ offers.
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, NotRequired, Protocol, cast
 
 from langgraph.config import get_config
 from langgraph.runtime import Runtime, get_runtime
@@ -26,7 +26,7 @@ class Found(TypedDict):
     value: Any
     error: dict[str, Any] | None
     attempts: list[dict[str, Any]]
-    """`{"started_at": ISO 8601, "seconds": float, "error": {...} | absent}`, oldest first."""
+    """`{"started_at": ISO 8601, "seconds": float, "error": {...}, "model": {...}}`, oldest first; the last two at most."""
     next_at: float | None
     """Unix seconds before which a retrying step is not to be tried again."""
 
@@ -36,6 +36,8 @@ class Child(TypedDict):
 
     thread_id: str
     run_id: str
+    server: NotRequired[str]
+    """The other server that executes it; `run_id` names the call then, not the run."""
 
 
 class Outcome(TypedDict):
@@ -73,9 +75,11 @@ class Journal(Protocol):
         ...
 
     async def find(self, scope: str, visit: int, name: str, key: str | None, fingerprint: str) -> Found:
-        """Take the first row of `name` in `scope` that has this key (or, without one, this fingerprint).
+        """The row of the `n`-th call of `name` with this key (or, without one, this fingerprint) in this visit.
 
-        A row is taken once per visit. None left: reserves the lowest free `n` and answers `new`.
+        `n` counts such calls from 0, in the order in which they are made; others do not count. A call that
+        has no row is `new`. StepMismatch if a call in its place was recorded with another fingerprint and
+        nothing but changed arguments explains that.
         """
         ...
 
@@ -107,7 +111,7 @@ class Journal(Protocol):
         """Note a time (Unix seconds) at which the suspended run is to go on; the earliest counts."""
         ...
 
-    def wait_for(self, thread_id: str, run_id: str) -> None:
+    def wait_for(self, child: Child) -> None:
         """Note a child run whose end lets the suspended run go on."""
         ...
 
@@ -120,18 +124,19 @@ class Journal(Protocol):
         idempotency_key: str,
         delay: float = 0.0,
         bound: bool = True,
+        server: str | None = None,
     ) -> Child:
         """Start a run of another assistant, or find the one that this idempotency key has started.
 
-        `bound`: it is cancelled with this run.
+        `bound`: it is cancelled with this run. `server`: the start on that server is accepted when this returns.
         """
         ...
 
-    async def outcome(self, thread_id: str, run_id: str) -> Outcome:
+    async def outcome(self, child: Child) -> Outcome:
         """What has become of a child. After `running` the suspended run is woken when it ends."""
         ...
 
-    async def cancel(self, thread_id: str, run_id: str) -> None:
+    async def cancel(self, child: Child) -> None:
         """Cancel a child; one that has ended stays as it is."""
         ...
 

@@ -25,6 +25,7 @@ from langgraph.types import RetryPolicy
 
 from perdure.durable.errors import TerminalError
 from perdure.durable.journal import Found, Journal, Place, Transaction, here, nested
+from perdure.durable.modelcalls import ModelCalls
 from perdure.durable.recorded import described, leave, revived
 from perdure.durable.suspend import pause, unfinished
 from perdure.durable.transaction import CommitUnknown, Running, current, running
@@ -168,9 +169,11 @@ async def _attempts(call: Call, row: _Row, effect_key: str) -> Any:
         started, clock = datetime.now(UTC), time.monotonic()
         attempt: dict[str, Any] = {"started_at": started.isoformat()}
         current_attempt = Running(effect_key, row.transaction)
+        seen = ModelCalls()
         try:
-            value = await _attempt(call, row, current_attempt)
-            done = {**attempt, "seconds": time.monotonic() - clock}
+            with seen:
+                value = await _attempt(call, row, current_attempt)
+            done = {**attempt, "seconds": time.monotonic() - clock, **seen.recorded()}
             committed = await _commit(call, current_attempt, value, [*row.attempts, done])
         except GraphBubbleUp:
             raise
@@ -178,7 +181,7 @@ async def _attempts(call: Call, row: _Row, effect_key: str) -> Any:
             raise  # the row may stand there as done: it is not touched, the run's next attempt looks
         except Exception as exc:
             failures += 1
-            attempt |= {"seconds": time.monotonic() - clock, "error": described(exc)}
+            attempt |= {"seconds": time.monotonic() - clock, "error": described(exc), **seen.recorded()}
             row.attempts.append(attempt)
             if _is_terminal(exc, call.retry):
                 await row.save("failed", error=attempt["error"])

@@ -16,7 +16,8 @@ from uuid import UUID, uuid4
 
 from psycopg import sql
 
-from perdure.engine import threads
+from perdure.engine import access, threads
+from perdure.engine.access import Within
 from perdure.engine.db import Conn, jsonb
 from perdure.engine.errors import AssistantExists, AssistantNotFound, InvalidInput
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 COLUMNS: LiteralString = (
     "assistant_id, graph_id, name, description, config, context, metadata, version, created_at, updated_at"
 )
+THREADS_AT_ONCE = 200  # that one transaction deletes
 MAX_OFFSET = 2**62  # PostgreSQL counts rows in 64 bits; clients may send more
 
 ENSURE_DEFAULTS = """
@@ -42,11 +44,27 @@ INSERT INTO assistant_versions (assistant_id, version, graph_id, name, descripti
 SELECT assistant_id, version, graph_id, name, description, config, context, metadata FROM new
 """
 
+REFRESH_DESCRIPTIONS = """
+WITH stale AS (
+    SELECT a.assistant_id, d.description
+      FROM assistants a
+      JOIN unnest(%(ids)s::uuid[], %(descriptions)s::text[]) AS d(assistant_id, description) USING (assistant_id)
+     WHERE a.version = 1 AND a.description IS DISTINCT FROM d.description
+     ORDER BY a.assistant_id   -- as above
+       FOR UPDATE OF a
+), refreshed AS (
+    UPDATE assistants a SET description = s.description FROM stale s WHERE a.assistant_id = s.assistant_id
+)
+UPDATE assistant_versions v SET description = s.description
+  FROM stale s WHERE v.assistant_id = s.assistant_id AND v.version = 1
+"""
+
 
 async def ensure_defaults(engine: Engine) -> None:
-    """Make the default assistant of each configured graph where it is missing; others stay as they are.
+    """Make the default assistant of each configured graph where it is missing.
 
-    One statement. Any number of processes may call it at once.
+    One that nobody has changed is described as langgraph.json describes its graph today; others stay as they
+    are. Any number of processes may call it at once.
     """
     entries = list(engine.registry.graphs.values())
     params = {
@@ -56,6 +74,7 @@ async def ensure_defaults(engine: Engine) -> None:
     }
     async with engine.pool.connection() as conn:
         await conn.execute(ENSURE_DEFAULTS, params)
+        await conn.execute(REFRESH_DESCRIPTIONS, params)
 
 
 CREATE: LiteralString = (
@@ -79,11 +98,13 @@ async def create(
     if_exists: Literal["raise", "do_nothing"] = "raise",
     name: str | None = None,
     description: str | None = None,
+    within: Within = None,
 ) -> dict[str, Any]:
     """A new assistant, version 1; with `do_nothing` an existing one is returned unchanged.
 
-    Raises GraphNotFound, AssistantExists, and InvalidInput when both `config.configurable` and
-    `context` are given.
+    The id of a default assistant is never free for whom a filter holds: anybody may use what has it.
+    Raises GraphNotFound, AssistantExists (with `do_nothing` if the existing one is not `within`), and
+    InvalidInput when both `config.configurable` and `context` are given.
     """
     engine.registry.entry(graph_id)
     assistant_id = assistant_id or uuid4()
@@ -97,12 +118,14 @@ async def create(
         "context": jsonb(context),
         "metadata": jsonb(metadata or {}),
     }
+    reserved = within is not None and assistant_id in defaults(engine)
     async with engine.pool.connection() as conn, conn.transaction():
-        row = await (await conn.execute(CREATE, params)).fetchone()
+        row = None if reserved else await (await conn.execute(CREATE, params)).fetchone()
         if row is not None:
             await _keep_version(conn, assistant_id)
             return row
-    if if_exists == "raise":
+        found = if_exists == "do_nothing" and await permitted(conn, assistant_id, within)
+    if not found:
         raise AssistantExists(f"Assistant with ID {assistant_id} already exists")
     return await get(engine, assistant_id)
 
@@ -125,10 +148,16 @@ async def get(engine: Engine, assistant_id: UUID) -> dict[str, Any]:
         return await _get(conn, assistant_id)
 
 
-async def resolve(engine: Engine, conn: Conn, assistant: str) -> dict[str, Any]:
+def defaults(engine: Engine) -> list[UUID]:
+    """The ids of the default assistants, which everybody may look at and run."""
+    return [engine.registry.default_assistant_id(graph_id) for graph_id in engine.registry.graphs]
+
+
+async def resolve(engine: Engine, conn: Conn, assistant: str, *, within: Within = None) -> dict[str, Any]:
     """The assistant that a client means by a UUID or by a graph's name (its default assistant).
 
-    Raises AssistantNotFound for an unknown UUID, GraphNotFound for any other text.
+    `within` holds for all but default assistants. Raises AssistantNotFound for an unknown UUID,
+    GraphNotFound for any other text.
     """
     if assistant in engine.registry.graphs:
         return await _get(conn, engine.registry.default_assistant_id(assistant))
@@ -137,7 +166,20 @@ async def resolve(engine: Engine, conn: Conn, assistant: str) -> dict[str, Any]:
     except ValueError:
         engine.registry.entry(assistant)
         raise
+    if assistant_id not in defaults(engine) and not await permitted(conn, assistant_id, within):
+        raise _not_found(assistant_id)
     return await _get(conn, assistant_id)
+
+
+PERMITTED = "SELECT 1 FROM assistants WHERE assistant_id = %(assistant_id)s AND metadata @> %(within)s"
+
+
+async def permitted(conn: Conn, assistant_id: UUID, within: Within) -> bool:
+    """Whether there is such an assistant within a filter; without a filter True, and nothing is asked."""
+    if within is None:
+        return True
+    params = {"assistant_id": assistant_id, "within": jsonb(within)}
+    return await (await conn.execute(PERMITTED, params)).fetchone() is not None
 
 
 GET: LiteralString = "SELECT " + COLUMNS + " FROM assistants WHERE assistant_id = %(assistant_id)s"
@@ -211,21 +253,36 @@ async def patch(
     return row
 
 
-DELETE = "DELETE FROM assistants WHERE assistant_id = %(assistant_id)s RETURNING assistant_id"
-THREADS_OF = "SELECT thread_id FROM threads WHERE metadata @> %(metadata)s ORDER BY thread_id FOR UPDATE"
+DELETE = "DELETE FROM assistants WHERE assistant_id = %(assistant_id)s"
+THREADS_OF = """
+SELECT thread_id FROM threads
+ WHERE metadata @> %(metadata)s AND (%(within)s::jsonb IS NULL OR metadata @> %(within)s)
+ ORDER BY thread_id LIMIT %(limit)s FOR UPDATE
+"""
 
 
-async def delete(engine: Engine, assistant_id: UUID, *, delete_threads: bool = False) -> None:
-    """Delete an assistant with all its versions and, if asked, the threads it ran on. Atomic.
+async def delete(engine: Engine, assistant_id: UUID, *, delete_threads: bool = False, within: Within = None) -> None:
+    """Delete an assistant with all its versions and, if asked, the threads (`within`) that it ran on.
 
-    The default assistant of a graph comes back at the next start. Raises AssistantNotFound.
+    THREADS_AT_ONCE of them in a transaction, and the assistant in the last one: a call that was cut
+    short may be repeated, and goes on. The default assistant of a graph comes back at the next start.
+    Raises AssistantNotFound.
     """
-    async with engine.pool.connection() as conn, conn.transaction():
-        if not await (await conn.execute(DELETE, {"assistant_id": assistant_id})).fetchone():
-            raise _not_found(assistant_id)
-        if delete_threads:
-            cursor = await conn.execute(THREADS_OF, {"metadata": jsonb({"assistant_id": str(assistant_id)})})
-            await threads.delete_rows(conn, [row["thread_id"] for row in await cursor.fetchall()])
+    wanted = {"metadata": jsonb({"assistant_id": str(assistant_id)}), "limit": THREADS_AT_ONCE}
+    wanted |= {"within": access.parameter(within)}
+    more = delete_threads
+    async with engine.pool.connection() as conn:
+        while True:
+            async with conn.transaction():
+                if not await (await conn.execute(LOCK, {"assistant_id": assistant_id})).fetchone():
+                    raise _not_found(assistant_id)
+                if more:
+                    rows = await (await conn.execute(THREADS_OF, wanted)).fetchall()
+                    await threads.delete_rows(conn, [row["thread_id"] for row in rows])
+                    more = len(rows) == THREADS_AT_ONCE
+                if not more:
+                    await conn.execute(DELETE, {"assistant_id": assistant_id})
+                    return
 
 
 MATCHING: LiteralString = """
@@ -233,6 +290,7 @@ MATCHING: LiteralString = """
  WHERE (%(graph_id)s::text IS NULL OR graph_id = %(graph_id)s)
    AND (%(name)s::text IS NULL OR name ILIKE %(name)s)
    AND metadata @> %(metadata)s
+   AND (%(within)s::jsonb IS NULL OR metadata @> %(within)s OR assistant_id = ANY(%(defaults)s))
 """
 SEARCH: LiteralString = (
     "SELECT " + COLUMNS + MATCHING + "ORDER BY {by} {way}, assistant_id LIMIT %(limit)s OFFSET %(offset)s"
@@ -250,6 +308,7 @@ async def search(
     offset: int = 0,
     sort_by: str | None = None,
     sort_order: str | None = None,
+    within: Within = None,
 ) -> tuple[list[dict[str, Any]], int]:
     """Assistants that match every filter given, and how many match in all; newest first by default.
 
@@ -260,7 +319,7 @@ async def search(
         raise InvalidInput("sort_by", f"must be one of {', '.join(SORT)}")
     way = sql.SQL("ASC" if (sort_order or "desc").lower() == "asc" else "DESC")
     query = sql.SQL(SEARCH).format(by=sql.Identifier(sort_by or "created_at"), way=way)
-    params = _filter(engine, graph_id, name, metadata)
+    params = _filter(engine, graph_id, name, metadata, within)
     params |= {"limit": limit, "offset": min(offset, MAX_OFFSET)}
     async with engine.pool.connection() as conn:
         rows = await (await conn.execute(query, params)).fetchall()
@@ -273,9 +332,10 @@ async def count(
     graph_id: str | None = None,
     name: str | None = None,
     metadata: dict[str, Any] | None = None,
+    within: Within = None,
 ) -> int:
     """How many assistants match, see `search`."""
-    params = _filter(engine, graph_id, name, metadata)
+    params = _filter(engine, graph_id, name, metadata, within)
     async with engine.pool.connection() as conn:
         return await _count(conn, params)
 
@@ -328,19 +388,21 @@ UPDATE assistants
         WHERE v.assistant_id = %(assistant_id)s AND v.version = %(version)s)
  WHERE assistant_id = %(assistant_id)s
    AND EXISTS (SELECT 1 FROM assistant_versions v
-                WHERE v.assistant_id = %(assistant_id)s AND v.version = %(version)s)
+                WHERE v.assistant_id = %(assistant_id)s AND v.version = %(version)s
+                  AND (%(within)s::jsonb IS NULL OR v.metadata @> %(within)s))
 RETURNING """
     + COLUMNS
 )
 
 
-async def set_latest(engine: Engine, assistant_id: UUID, version: int) -> dict[str, Any]:
+async def set_latest(engine: Engine, assistant_id: UUID, version: int, *, within: Within = None) -> dict[str, Any]:
     """Make a version current: everything is as it was then. The next patch still takes the next free number.
 
-    Raises AssistantNotFound, for an unknown version too.
+    Raises AssistantNotFound, for an unknown version too, and one whose metadata are not `within`.
     """
     async with engine.pool.connection() as conn:
         params = {"assistant_id": assistant_id, "version": version}
+        params |= {"within": access.parameter(within)}
         row = await (await conn.execute(SET_LATEST, params)).fetchone()
         if row is None:
             await _get(conn, assistant_id)
@@ -348,7 +410,9 @@ async def set_latest(engine: Engine, assistant_id: UUID, version: int) -> dict[s
     return row
 
 
-def _filter(engine: Engine, graph_id: str | None, name: str | None, metadata: dict[str, Any] | None) -> dict[str, Any]:
+def _filter(
+    engine: Engine, graph_id: str | None, name: str | None, metadata: dict[str, Any] | None, within: Within
+) -> dict[str, Any]:
     if graph_id is not None:
         engine.registry.entry(graph_id)
     if name is not None:
@@ -356,7 +420,8 @@ def _filter(engine: Engine, graph_id: str | None, name: str | None, metadata: di
         for special in ("\\", "%", "_"):
             part = part.replace(special, "\\" + special)
         name = f"%{part}%"
-    return {"graph_id": graph_id, "name": name, "metadata": jsonb(metadata or {})}
+    limits = {"within": access.parameter(within), "defaults": defaults(engine)}
+    return {"graph_id": graph_id, "name": name, "metadata": jsonb(metadata or {}), **limits}
 
 
 def _mirror(config: dict[str, Any] | None, context: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:

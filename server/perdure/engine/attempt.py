@@ -1,6 +1,6 @@
 """One attempt: a claimed run on its graph, from the first frame to the transaction that ends it.
 
-What a crash leaves behind decides how an attempt begins (`_delivery`); how it ends is one
+What a crash leaves behind decides how an attempt begins (`beginning`); how it ends is one
 transaction in every case: finished, asked a question, to be retried, failed. An attempt that
 has lost its run writes nothing any more and just stops.
 """
@@ -8,12 +8,10 @@ has lost its run writes nothing any more and just stops.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import math
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
@@ -22,17 +20,19 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.graph import END
 from langgraph.pregel import Pregel
 from langgraph.store.base import BaseStore
-from langgraph.types import Command, Send
 from psycopg_pool import PoolTimeout
 
-from perdure.engine import interrupts, queue, runs
-from perdure.engine.channels import MODES, Channels, asked_frames
-from perdure.engine.errors import LeaseLost
-from perdure.engine.events import STATE, Frame, Outbox
-from perdure.engine.frames import Frames, graph_modes
+from perdure.engine import beginning, chunks, interrupts, meters, queue, stop, timelimits
+from perdure.engine.channels import Channels, asked_frames
+from perdure.engine.errors import IdleTimeout, LeaseLost
+from perdure.engine.events import STATE, Frame
+from perdure.engine.failure import failure_of
+from perdure.engine.frames import Frames
 from perdure.engine.groupcommit import GroupCommit
 from perdure.engine.hub import Event, Hub
+from perdure.engine.pulse import Pulse
 from perdure.engine.queue import Claimed
+from perdure.engine.recording import Recording
 from perdure.engine.saver import FencedSaver
 from perdure.engine.steps import Journal
 
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-JOURNAL = "__perdure_journal"  # where graph code finds the step journal in its config
 RECOMMIT_SECONDS = 0.5
 
 
@@ -63,11 +62,13 @@ class Attempt:
         self.run = run
         self.lost = False
         self._broken: BaseException | None = None
+        self._idle = False
         self._task: asyncio.Task[None] | None = None
-        self._saver = FencedSaver(shop.engine.pool, shop.group, run.thread_id, run.fence, stores_answers=False)
-        self._journal = Journal(shop.engine, shop.group, run)
-        self._outbox = Outbox(
-            *(shop.group, shop.hub, run.thread_id, run.run_id, run.fence),
+        self._pulse = Pulse(shop.group)
+        self._saver = FencedSaver(shop.engine.pool, self._pulse, run.thread_id, run.fence, stores_answers=False)
+        self._journal = Journal(shop.engine, self._pulse, run, called=self._pulse.beat)
+        self._recording = Recording(
+            *(self._pulse, shop.hub, run.thread_id, run.run_id, run.fence),
             flush_seconds=shop.engine.settings.event_flush_ms / 1000,
             on_broken=self._break_off,
         )
@@ -99,17 +100,22 @@ class Attempt:
                 raise
             ended = "lost"
         finally:
-            self.shop.group.forget(self.run.thread_id)
-        self._log.info(ended, seconds=round(time.monotonic() - started, 3))
+            self.shop.group.forget(self.run.thread_id, self.run.fence)
+        seconds = time.monotonic() - started
+        meters.attempts.labels(ended).inc()
+        meters.attempt_seconds.labels(self.run.graph_id).observe(seconds)
+        self._log.info(ended, seconds=round(seconds, 3))
 
     async def _execute(self) -> str:
         run = self.run
-        self._outbox.add(Frame.of("metadata", {"run_id": run.run_id, "attempt": run.attempt}))
+        if run.abandons_saga:
+            return await self._give_way()
+        self._recording.add(Frame.of("metadata", {"run_id": run.run_id, "attempt": run.attempt}))
         running = {"event": "running", "graph_name": run.graph_id, "attempt": run.attempt}
-        self._outbox.add(Frame.of("lifecycle", running))
+        self._recording.add(Frame.of("lifecycle", running))
         waits = stopped = False
         try:
-            stopped = await self._run_graph()
+            stopped = await self._run_watched()
         except asyncio.CancelledError:
             if not isinstance(self._broken, Exception) or self.lost:
                 raise
@@ -130,6 +136,31 @@ class Attempt:
         except psycopg.Error as exc:  # the database refuses the end, e.g. a question that it cannot hold
             return await self._fail(exc)
 
+    async def _run_watched(self) -> bool:
+        """As `_run_graph`, until it has shown no sign of life for longer than its graph may."""
+        limit = timelimits.limits_of(self.shop.engine, self.run.graph_id).idle
+        if limit is None:
+            return await self._run_graph()
+        watch = asyncio.create_task(self._watch(limit), name=f"watch {self.run.run_id}")
+        try:
+            return await self._run_graph()
+        finally:
+            if self._idle:
+                raise LeaseLost("The attempt was idle for too long and has been ended")
+            watch.cancel()
+
+    async def _watch(self, limit: float) -> None:
+        """End the attempt when it is idle; its code is stopped afterwards, and nobody waits for it."""
+        while True:
+            left = limit - self._pulse.seconds()
+            if left <= 0:
+                break
+            await asyncio.sleep(left)
+        self._idle = True
+        with suppress(LeaseLost):  # taken away in the same moment
+            await self._fail(IdleTimeout(f"No step, checkpoint or event for {limit:g} s"))
+        self.stop()
+
     async def _run_graph(self) -> bool:
         """Execute the graph; True when it stopped before its end without asking.
 
@@ -137,12 +168,12 @@ class Attempt:
         the first word that has not been finished leaves it. Then its tasks are closed.
         """
         run = self.run
-        config = self._config()
+        config = beginning.config_of(run, self._journal)
         registry = self.shop.engine.registry
         async with registry.open(run.graph_id, config, checkpointer=self._saver, store=self.shop.store) as graph:
             if not run.cancelling:
                 return await self._stream(graph, config)
-            if run.head_run_id == str(run.run_id) or self._delivery() is None:
+            if run.head_run_id == str(run.run_id) or beginning.delivery(run) is None:
                 try:
                     await self._stream(graph, config)
                 except BaseException as exc:
@@ -153,95 +184,22 @@ class Attempt:
                 await graph.aupdate_state(thread, None, as_node=END)
             return False
 
-    # -- the beginning
-
-    def _config(self) -> RunnableConfig:
-        """What the nodes see; the run's own keys win over what clients sent."""
-        run = self.run
-        given: dict[str, Any] = run.kwargs.get("config") or {}
-        configurable: dict[str, Any] = given.get("configurable") or {}
-        own = {
-            "run_id": str(run.run_id),
-            "thread_id": str(run.thread_id),
-            "assistant_id": str(run.assistant_id),
-            "graph_id": run.graph_id,
-        }
-        context: dict[str, Any] = run.kwargs.get("context") or {}
-        clean = {k: v for k, v in {**context, **configurable}.items() if not k.startswith("__")}
-        for key in ("checkpoint_id", "checkpoint_ns", "checkpoint_map"):
-            clean.pop(key, None)
-        metadata: dict[str, Any] = {
-            **(given.get("metadata") or {}),
-            **run.metadata,
-            **own,
-            "run_attempt": run.attempt,
-        }
-        config: dict[str, Any] = {
-            **{key: given[key] for key in ("tags", "recursion_limit", "max_concurrency", "run_name") if given.get(key)},
-            "run_id": run.run_id,
-            "metadata": metadata,
-            "configurable": {"user_id": "", **clean, **own, JOURNAL: self._journal},
-        }
-        checkpoint: dict[str, Any] = run.kwargs.get("checkpoint") or {}
-        target = run.kwargs.get("checkpoint_id") or checkpoint.get("checkpoint_id") or configurable.get("checkpoint_id")
-        # LangGraph forks each time it is given a checkpoint: only as long as the head is not this run's
-        if target and run.head_run_id != str(run.run_id):
-            config["configurable"]["checkpoint_id"] = target
-        return cast(RunnableConfig, config)
-
-    def _delivery(self) -> Any:
-        """What LangGraph is given: the input, a command, or None to go on from the head.
-
-        The input may be given again: under the same `metadata.run_id` LangGraph continues
-        from this run's checkpoint. An answer stands in the checkpoint already. A command's
-        update and goto are given only while the head is the checkpoint they were meant for
-        and does not hold them yet.
-        """
-        kwargs = self.run.kwargs
-        command: dict[str, Any] | None = kwargs.get("command")
-        if command is None:
-            return kwargs.get("input")
-        wanted = {key: command[key] for key in ("update", "goto") if command.get(key) is not None}
-        if kwargs.get("answered") is None and command.get("resume") is not None:
-            wanted["resume"] = command["resume"]
-        elif kwargs.get("answered") is not None and not wanted:
-            return None
-        applied = (self.run.head or "") != self.run.base_checkpoint_id or self.run.head_commanded
-        if applied and self.run.attempt > 1:
-            return None
-        if "goto" in wanted:
-            wanted["goto"] = _goto(wanted["goto"])
-        return Command(**wanted)
-
     # -- the middle
 
     async def _stream(self, graph: Pregel[Any, Any, Any, Any], config: RunnableConfig) -> bool:
         """Execute the graph and pass on its frames; True when it stopped before its end without asking."""
         kwargs = self.run.kwargs
-        asked: list[str] = kwargs.get("stream_mode") or ["values"]
-        protocol = bool(kwargs.get("protocol"))
-        frames = Channels() if protocol else Frames(asked)
+        frames = Channels() if kwargs.get("protocol") else Frames(chunks.modes_of(self.run))
+        in_step = not chunks.tells_events(self.run)
         shown: str | None = None
-        subgraphs = protocol or bool(kwargs.get("subgraphs"))
-        chunks: AsyncIterator[Any] = cast(Any, graph).astream(
-            self._delivery(),
-            config,
-            context=_context(graph, kwargs.get("context") or {}, config),
-            stream_mode=MODES if protocol else graph_modes(asked),
-            subgraphs=subgraphs,
-            durability="sync",
-            interrupt_before=kwargs.get("interrupt_before"),
-            interrupt_after=kwargs.get("interrupt_after"),
-        )
         try:
-            async for chunk in chunks:
-                namespace, mode, data = cast("tuple[tuple[str, ...], str, Any]", chunk if subgraphs else ((), *chunk))
+            async for namespace, mode, data in chunks.stream(graph, self.run, config):
                 for event, payload in frames.of(namespace, mode, data):
                     checkpoint_id = None
-                    if event == "values" and (self._saver.head != shown or b'"__interrupt__"' in payload):
+                    if event == "values" and in_step and (self._saver.head != shown or b'"__interrupt__"' in payload):
                         # this state is the newest checkpoint's; what was written since belongs to no checkpoint
                         checkpoint_id = shown = self._saver.head
-                    self._outbox.add(Frame(event, payload, checkpoint_id))
+                    self._recording.add(Frame(event, payload, checkpoint_id))
         except Exception as exc:
             if not _suspends(exc):
                 self._show(frames.close(str(exc)))
@@ -255,11 +213,10 @@ class Attempt:
 
     def _show(self, frames: Iterable[tuple[str, bytes]]) -> None:
         for event, payload in frames:
-            self._outbox.add(Frame(event, payload))
+            self._recording.add(Frame(event, payload))
 
     def _streams_values(self) -> bool:
-        kwargs = self.run.kwargs
-        return bool(kwargs.get("protocol")) or "values" in (kwargs.get("stream_mode") or ["values"])
+        return bool(self.run.kwargs.get("protocol")) or "values" in chunks.modes_of(self.run)
 
     # -- the end
 
@@ -311,7 +268,10 @@ class Attempt:
         run = self.run
         times = [when for when in self._journal.waits if when is not None]
         until = min(times, default=None)
-        frame = Frame.of("lifecycle", {"event": "suspended", "until": until, "attempt": run.attempt})
+        told: dict[str, Any] = {"event": "suspended", "until": until, "attempt": run.attempt}
+        if self._journal.children:
+            told["children"] = self._journal.children
+        frame = Frame.of("lifecycle", told)
         questions = list(self._saver.questions.values())
 
         async def commit(left: list[Frame]) -> None:
@@ -324,6 +284,17 @@ class Attempt:
         await self._settle(commit)
         return "suspended"
 
+    async def _give_way(self) -> str:
+        """The run's input would leave a saga open: it is undone first, and then this run begins."""
+
+        async def commit(left: list[Frame]) -> None:
+            async with self.shop.engine.pool.connection() as conn, conn.transaction():
+                published = await stop.compensate_first(conn, self.run)
+            self._publish(published)
+
+        await self._settle(commit)
+        return "waits for undos"
+
     async def _end_cancelled(self) -> str:
         """The undos have run: the cancel that asked for them is carried out."""
         run = self.run
@@ -332,7 +303,7 @@ class Attempt:
         async def commit(left: list[Frame]) -> None:
             async with self.shop.engine.pool.connection() as conn, conn.transaction():
                 frames = [*left, Frame.of("lifecycle", last)]
-                published = await runs.end_compensated(conn, run, frames)
+                published = await stop.end_compensated(conn, run, frames)
             self._publish(published)
 
         await self._settle(commit)
@@ -345,13 +316,9 @@ class Attempt:
     async def _fail(self, exc: Exception) -> str:
         settings = self.shop.engine.settings
         run = self.run
-        error: dict[str, Any] = {"error": type(exc).__name__, "message": _text(exc)}
-        # a lost database is worth another attempt, whoever noticed it: the store of the graph, or its code
-        retryable = getattr(exc, "retryable", isinstance(exc, psycopg.OperationalError)) is True
+        failure = failure_of(exc)
+        error, retryable = failure.error, failure.retryable
         paused = retryable and run.failures + 1 >= settings.max_attempts
-        error_status = getattr(exc, "status", None)
-        if isinstance(error_status, int):
-            error["status"] = error_status
         lifecycle: dict[str, Any] = {
             "graph_name": run.graph_id,
             "error": error["message"],
@@ -360,9 +327,8 @@ class Attempt:
         wire_error = Frame.of("error", {"error": error["error"], "message": error["message"]})
 
         async def again(left: list[Frame]) -> None:
-            after = _seconds(getattr(exc, "retry_after", None))
             backoff = min(settings.retry_cap_seconds, settings.retry_initial_seconds * 2.0 ** min(run.failures, 30))
-            delay = backoff if after is None else after
+            delay = backoff if failure.after is None else failure.after
             if paused:
                 frames = [wire_error, Frame.of("lifecycle", {"event": "paused", **lifecycle, "final": True})]
             else:
@@ -389,6 +355,8 @@ class Attempt:
                     interrupts={},
                 )
                 await queue.end_run(conn, run.thread_id, run.run_id, "error", error)
+                if run.cancelling:
+                    await stop.give_up_sagas(conn, run.thread_id)
                 published = await queue.events.append(conn, run.thread_id, run.run_id, frames)
                 await queue.promote(conn, run.thread_id)
             self._publish(published)
@@ -406,51 +374,13 @@ class Attempt:
         left: list[Frame] | None = None
         while True:
             try:
-                left = await self._outbox.close(self.shop.engine.pool) if left is None else left
+                left = await self._recording.close(self.shop.engine.pool) if left is None else left
                 return await commit(left)
             except (psycopg.OperationalError, PoolTimeout) as exc:
                 self._log.warning("cannot end the attempt, trying again", error=str(exc).strip())
             await asyncio.sleep(RECOMMIT_SECONDS)
 
 
-def _seconds(asked: Any) -> float | None:
-    """The wait that an exception asks for, if it is one that makes sense; a month at most."""
-    if isinstance(asked, timedelta):
-        asked = asked.total_seconds()
-    if isinstance(asked, bool) or not isinstance(asked, int | float) or not math.isfinite(asked) or asked < 0:
-        return None
-    return min(float(asked), 30 * 86400.0)
-
-
-def _text(exc: BaseException) -> str:
-    """The text of any exception, also of one that cannot be printed."""
-    try:
-        return str(exc)
-    except Exception:  # author code
-        return f"{type(exc).__name__} without a text"
-
-
 def _suspends(exc: BaseException) -> bool:
     """Whether a word has left the graph to wait; what it waits for stands in the journal."""
     return bool(getattr(exc, "suspends", False))
-
-
-def _goto(goto: Any) -> Any:
-    if isinstance(goto, list):
-        return [_goto(one) for one in cast("list[Any]", goto)]
-    if isinstance(goto, dict):
-        return Send(str(goto.get("node")), goto.get("input"))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
-    return goto
-
-
-def _context(graph: Pregel[Any, Any, Any, Any], given: dict[str, Any], config: RunnableConfig) -> Any:
-    """The run's context (`configurable` reaches it too), without the keys that the graph's schema does not know."""
-    schema = graph.context_schema
-    if schema is None:
-        return given or None
-    if dataclasses.is_dataclass(schema):
-        names = {field.name for field in dataclasses.fields(schema)}
-    else:
-        names = set(getattr(schema, "model_fields", None) or getattr(schema, "__annotations__", {}))
-    values: dict[str, Any] = config.get("configurable", {})
-    return {key: value for key, value in values.items() if key in names}

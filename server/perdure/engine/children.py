@@ -1,5 +1,7 @@
 """Child runs: runs that a run starts with `agent()`, and who waits for them (table `child_waits`).
 
+Those on other servers stand in `perdure.engine.remote`; here their calls take the same ways.
+
 A parent notes that it waits before it looks whether the child is done, and a child that ends
 wakes whoever has noted it, in the same transaction: neither can miss the other. A child that
 asks a person is not done; the run that takes the answer goes on for it.
@@ -7,23 +9,29 @@ asks a person is not done; the run that takes the answer goes on for it.
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
 
 import structlog
 
+from perdure.engine import remote
+from perdure.engine.access import Actor
 from perdure.engine.db import Conn
-from perdure.engine.errors import EngineError, LeaseLost, RunNotFound, ThreadNotFound
+from perdure.engine.errors import EngineError, InvalidInput, LeaseLost, RunNotFound, ThreadNotFound
 from perdure.engine.wake import wake
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine
     from perdure.engine.queue import Claimed
-    from perdure.engine.runs import Action
+    from perdure.engine.stop import Action
 
 log = structlog.get_logger(__name__)
 
 GENERATIONS = 20  # of children of children that one call goes down; the next call does the rest
+CANCEL_SECONDS = 5.0  # for one child: reading its state may execute the author's graph factory
+MAX_CALLERS = 100  # of a child, one above the other, over all servers
 
 LINK = """
 UPDATE runs SET parent_thread_id = %(parent_thread_id)s, parent_run_id = %(parent_run_id)s, bound = %(bound)s
@@ -44,19 +52,34 @@ async def start(
     idempotency_key: str,
     delay: float,
     bound: bool,
+    server: str | None = None,
 ) -> dict[str, str]:
     """Start a run of another assistant, or find the one that this call has started before.
 
     One transaction, in which the parent must still own its run. `bound`: the child is
-    cancelled with it. Raises LeaseLost, and what `runs.enqueue` raises.
+    cancelled with it. `server`: see `remote.start`. Raises LeaseLost, what `runs.enqueue` raises,
+    and InvalidInput for a call that would wait for itself.
     """
     from perdure.engine import assistants, runs
 
+    waiting = callers(parent) if bound else []
+    if server is not None:
+        return await remote.start(
+            *(engine, parent, server, agent, given),
+            key=key,
+            callers=waiting,
+            idempotency_key=idempotency_key,
+            delay=delay,
+            bound=bound,
+        )
+    actor = Actor.of(parent.actor)
     thread_id = None
     if key is not None:
         async with engine.pool.connection() as conn:
-            assistant = await assistants.resolve(engine, conn, agent)
-        thread_id = session_thread(engine.registry.default_assistant_id(assistant["graph_id"]), key)
+            allowed = actor.assistants if actor else None
+            assistant = await assistants.resolve(engine, conn, agent, within=allowed)
+        thread_id = session_thread(assistant["assistant_id"], key, actor.identity if actor else "")
+        refuse_cycle(thread_id, waiting, agent, key)
     new = runs.NewRun(
         assistant=agent,
         input=given,
@@ -65,7 +88,12 @@ async def start(
         after_seconds=delay,
         idempotency_key=f"{parent.thread_id}/{idempotency_key}",
         behind_question=key is not None,
-        metadata={"parent_thread_id": str(parent.thread_id), "parent_run_id": str(parent.run_id)},
+        actor=actor,
+        metadata={
+            "parent_thread_id": str(parent.thread_id),
+            "parent_run_id": str(parent.run_id),
+            **({"callers": waiting} if waiting else {}),
+        },
     )
     async with engine.pool.connection() as conn, conn.transaction():
         run, _ = await runs.enqueue_in(engine, conn, thread_id, new)
@@ -85,24 +113,70 @@ async def start(
     return {"thread_id": str(run["thread_id"]), "run_id": str(run["run_id"])}
 
 
+INHERIT = """
+UPDATE runs r
+   SET parent_thread_id = a.parent_thread_id, parent_run_id = a.parent_run_id, bound = a.bound,
+       metadata = r.metadata || jsonb_strip_nulls(jsonb_build_object('callers', a.metadata -> 'callers'))
+  FROM interrupts i JOIN runs a ON a.thread_id = i.thread_id AND a.run_id = i.run_id
+ WHERE r.thread_id = %(thread_id)s AND r.run_id = %(run_id)s AND a.parent_run_id IS NOT NULL
+   AND i.thread_id = %(thread_id)s AND i.interrupt_id = ANY(%(answered)s)
+"""
+
+
+async def inherit(conn: Conn, thread_id: UUID, run_id: UUID, answered: list[str]) -> None:
+    """A run that takes answers goes on for the run that asked: it has the same parent.
+
+    Part of the caller's transaction.
+    """
+    await conn.execute(INHERIT, {"thread_id": thread_id, "run_id": run_id, "answered": answered})
+
+
 def session_thread(assistant_id: UUID, key: str, owner: str = "") -> UUID:
     """The thread of a key: the same in every process and at every call."""
     return uuid5(assistant_id, f"{owner}\x00{key}")
 
 
-# A child goes on in the runs that took its answers: the last of them decides.
+def callers(parent: Claimed) -> list[str]:
+    """The threads that wait for a child of this run, outermost first, also those on other servers.
+
+    Raises InvalidInput when there are too many: agents that call each other without end.
+    """
+    above: Any = parent.metadata.get("callers")
+    known: list[str] = [str(one) for one in above] if isinstance(above, list) else []  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType] (JSON of a client)
+    if len(known) >= MAX_CALLERS:
+        raise InvalidInput("", f"Agents call each other more than {MAX_CALLERS} levels deep")
+    return [*known, str(parent.thread_id)]
+
+
+def refuse_cycle(thread_id: UUID, waiting: list[str], agent: str, key: str | None) -> None:
+    """Raises InvalidInput when a thread that waits for the call would have to execute it."""
+    if str(thread_id) in waiting:
+        raise InvalidInput(
+            "", f"Agent {agent!r} with key {key!r} would wait for itself: it called this call", status=409
+        )
+
+
+# A child goes on in the runs that took its answers: the last of them decides. In a session, answers to
+# runs before the child stand before it in the queue, though they may be younger.
 LOOK = """
-SELECT c.run_id, c.status, c.error, EXISTS (
-           SELECT 1 FROM interrupts i WHERE i.thread_id = c.thread_id AND i.status = 'open') AS asking
-  FROM runs c
- WHERE c.thread_id = %(thread_id)s
-   AND c.queue_no >= (SELECT queue_no FROM runs WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s)
-   AND (c.run_id = %(run_id)s OR c.priority)
+SELECT c.run_id, c.status, c.error,
+       EXISTS (SELECT 1 FROM interrupts i WHERE i.thread_id = c.thread_id AND i.status = 'open') AS asking,
+       EXISTS (SELECT 1 FROM interrupts i WHERE i.thread_id = c.thread_id AND i.run_id = c.run_id
+                  AND i.status IN ('superseded', 'timed_out')) AS dropped
+  FROM runs first JOIN runs c ON c.thread_id = first.thread_id
+ WHERE first.thread_id = %(thread_id)s AND first.run_id = %(run_id)s
+   AND (c.run_id = first.run_id OR (c.priority AND c.queue_no > first.queue_no AND c.created_at >= first.started_at))
  ORDER BY c.queue_no DESC LIMIT 1
 """
+
+# Who ends the child holds its thread: it either sees the note, or has ended before the next look. Both rows in
+# the order in which threads are deleted.
 NOTE = """
-WITH held AS (
-    SELECT thread_id FROM threads WHERE thread_id = %(parent_thread_id)s AND fence = %(fence)s FOR SHARE
+WITH locked AS (
+    SELECT thread_id, fence FROM threads WHERE thread_id IN (%(parent_thread_id)s, %(thread_id)s)
+     ORDER BY thread_id FOR SHARE
+), held AS (
+    SELECT thread_id FROM locked WHERE thread_id = %(parent_thread_id)s AND fence = %(fence)s
 ), noted AS (
     INSERT INTO child_waits (child_thread_id, child_run_id, parent_thread_id, parent_run_id)
     SELECT %(thread_id)s, %(run_id)s, thread_id, %(parent_run_id)s FROM held
@@ -112,14 +186,14 @@ SELECT thread_id FROM held
 """
 
 
-async def outcome(engine: Engine, parent: Claimed, thread_id: UUID, run_id: UUID) -> dict[str, Any]:
+async def outcome(engine: Engine, parent: Claimed, child: dict[str, str]) -> dict[str, Any]:
     """What has become of a child: its output or error, or "running" (also while it asks a person).
 
     After "running" the parent will be woken when the child is done. Raises LeaseLost.
     """
-    from perdure.engine import runs
-
-    keys = {"thread_id": thread_id, "run_id": run_id}
+    if "server" in child:
+        return await remote.outcome(engine, parent, UUID(child["run_id"]))
+    keys = {"thread_id": UUID(child["thread_id"]), "run_id": UUID(child["run_id"])}
     async with engine.pool.connection() as conn:
         found = await (await conn.execute(LOOK, keys)).fetchone()
         if found and not _final(found):
@@ -127,10 +201,25 @@ async def outcome(engine: Engine, parent: Claimed, thread_id: UUID, run_id: UUID
             if await (await conn.execute(NOTE, {**keys, **note})).fetchone() is None:
                 raise LeaseLost(f"Run {parent.run_id} has another owner")
             found = await (await conn.execute(LOOK, keys)).fetchone()
+    return await _told(engine, keys["thread_id"], found)
+
+
+async def look(engine: Engine, thread_id: UUID, run_id: UUID) -> dict[str, Any]:
+    """As `outcome`, for a caller that is no run of this server and asks again by itself."""
+    async with engine.pool.connection() as conn:
+        found = await (await conn.execute(LOOK, {"thread_id": thread_id, "run_id": run_id})).fetchone()
+    return await _told(engine, thread_id, found)
+
+
+async def _told(engine: Engine, thread_id: UUID, found: dict[str, Any] | None) -> dict[str, Any]:
+    from perdure.engine import runs
+
     if found is None:
         return {"status": "gone", "output": None, "error": None}
     if not _final(found):
         return {"status": "running", "output": None, "error": None}
+    if found["status"] == "success" and found["dropped"]:  # nobody can answer what it waits for any more
+        return {"status": "cancelled", "output": None, "error": None}
     if found["status"] == "success":
         try:
             output = await runs.result(engine, thread_id, found["run_id"])
@@ -143,6 +232,66 @@ async def outcome(engine: Engine, parent: Claimed, thread_id: UUID, run_id: UUID
 
 def _final(run: dict[str, Any]) -> bool:
     return run["status"] in ("error", "timeout", "interrupted") or (run["status"] == "success" and not run["asking"])
+
+
+async def cancel(engine: Engine, parent: Claimed, child: dict[str, str]) -> None:
+    """Cancel a child; one that has ended stays as it is. Raises LeaseLost."""
+    if "server" in child:
+        await remote.cancel(engine, parent, UUID(child["run_id"]))
+    else:
+        await abandon(engine, UUID(child["thread_id"]), UUID(child["run_id"]))
+
+
+async def abandon(engine: Engine, thread_id: UUID, run_id: UUID) -> None:
+    """Nobody waits for a child any more: cancel what executes it, and withdraw what it asks.
+
+    May be called any number of times, in any state of the child.
+    """
+    from perdure.engine import stop
+
+    async with engine.pool.connection() as conn:
+        found = await (await conn.execute(LOOK, {"thread_id": thread_id, "run_id": run_id})).fetchone()
+    if found is None or _final(found):
+        return
+    if found["status"] == "success":
+        await withdraw(engine, thread_id, found["run_id"])
+        return
+    with suppress(RunNotFound, ThreadNotFound):  # ended just now
+        await stop.cancel(engine, thread_id, found["run_id"])
+
+
+WITHDRAW = """
+UPDATE interrupts SET status = 'superseded'
+ WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s AND status = 'open'
+RETURNING token
+"""
+UNASKED = """
+UPDATE threads SET interrupts = '{}', updated_at = now() WHERE thread_id = %(thread_id)s AND run_id IS NULL
+"""
+
+
+async def withdraw(engine: Engine, thread_id: UUID, run_id: UUID, *, undo: bool = True) -> bool:
+    """Close the questions that a run has asked: late answers are refused. One transaction; False: there are none.
+
+    A saga in which they were asked is undone, or (`undo` False) left as it is for good.
+    """
+    from perdure.engine import queue, stop, threads
+
+    async with engine.pool.connection() as conn, conn.transaction():
+        try:
+            thread = await threads.lock(conn, thread_id)
+        except ThreadNotFound:
+            return False
+        cursor = await conn.execute(WITHDRAW, {"thread_id": thread_id, "run_id": run_id})
+        if not await cursor.fetchall():
+            return False
+        await conn.execute(UNASKED, {"thread_id": thread_id})
+        if not undo:
+            await stop.give_up_sagas(conn, thread_id)
+        elif thread["run_id"] is None:  # else its owner is another run, which has begun
+            await stop.undo_abandoned(conn, thread_id)
+        await queue.promote(conn, thread_id)
+    return True
 
 
 WAITING = """
@@ -169,40 +318,64 @@ async def deleted(conn: Conn, thread_ids: list[UUID]) -> None:
     """Child threads are gone: their parents learn of it. Part of the caller's transaction."""
     for row in await (await conn.execute(DELETED, {"ids": thread_ids})).fetchall():
         await wake(conn, row["parent_thread_id"], row["parent_run_id"])
+    await remote.forget(conn, thread_ids)
 
 
+# A caller that is gone was rolled back, or deleted with its thread.
 ORPHANS = """
-SELECT c.thread_id, c.run_id, CASE WHEN p.run_id IS NULL THEN 'rollback' ELSE 'interrupt' END AS action
+SELECT c.thread_id, c.run_id, CASE WHEN p.run_id IS NULL THEN 'rollback' ELSE 'interrupt' END AS action,
+       coalesce(p.cancelling = 'kill', false) AS killed
   FROM runs c LEFT JOIN runs p ON p.thread_id = c.parent_thread_id AND p.run_id = c.parent_run_id
- WHERE c.bound AND c.cancelling IS NULL AND c.status IN ('pending', 'running', 'suspended', 'paused')
+ WHERE c.bound AND (c.cancelling IS NULL OR p.cancelling = 'kill')
+   AND c.status IN ('pending', 'running', 'suspended', 'paused')
    AND (p.run_id IS NULL OR p.status = 'interrupted' OR p.cancelling IS NOT NULL)
  ORDER BY c.thread_id LIMIT 100
+"""
+ASKING_ORPHANS = """
+SELECT DISTINCT i.thread_id, i.run_id, coalesce(p.cancelling = 'kill', false) AS killed
+  FROM interrupts i JOIN runs c ON c.thread_id = i.thread_id AND c.run_id = i.run_id
+       LEFT JOIN runs p ON p.thread_id = c.parent_thread_id AND p.run_id = c.parent_run_id
+ WHERE i.status = 'open' AND c.bound AND c.status = 'success'
+   AND (p.run_id IS NULL OR p.status = 'interrupted' OR p.cancelling IS NOT NULL)
+ LIMIT 100
 """
 
 
 async def cancel_orphans(engine: Engine) -> int:
     """Cancel the children of runs that were cancelled or deleted, each in its own transaction; how many.
 
-    A crash in the middle leaves the rest for the next call; any number of processes may call it.
+    Children of a killed run are killed; those that ask a person ask no more. A crash in the middle
+    leaves the rest for the next call; any number of processes may call it.
     """
-    from perdure.engine import runs
-
     count = 0
     for _ in range(GENERATIONS):
-        async with engine.pool.connection() as conn:
-            rows = await (await conn.execute(ORPHANS)).fetchall()
-        done = 0
-        for row in rows:
-            action: Action = row["action"]
-            try:
-                await runs.stop(engine, row["thread_id"], row["run_id"], action)
-            except (RunNotFound, ThreadNotFound):
-                continue  # ended just now
-            except EngineError as exc:
-                log.warning("child not cancelled, will be tried again", run_id=str(row["run_id"]), error=str(exc))
-                continue
-            done += 1
+        done = await _cancel_generation(engine)
         count += done
         if not done:
             break
+    async with engine.pool.connection() as conn:
+        asking = await (await conn.execute(ASKING_ORPHANS)).fetchall()
+        count += await remote.cancel_orphans(conn)
+    for row in asking:
+        count += await withdraw(engine, row["thread_id"], row["run_id"], undo=not row["killed"])
     return count
+
+
+async def _cancel_generation(engine: Engine) -> int:
+    from perdure.engine import stop
+
+    async with engine.pool.connection() as conn:
+        rows = await (await conn.execute(ORPHANS)).fetchall()
+    done = 0
+    for row in rows:
+        action: Action = row["action"]
+        try:
+            async with asyncio.timeout(CANCEL_SECONDS):
+                await stop.cancel_alone(engine, row["thread_id"], row["run_id"], action, compensate=not row["killed"])
+        except (RunNotFound, ThreadNotFound):
+            continue  # ended just now
+        except (EngineError, TimeoutError) as exc:
+            log.warning("child not cancelled, will be tried again", run_id=str(row["run_id"]), error=str(exc))
+            continue
+        done += 1
+    return done

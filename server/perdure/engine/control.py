@@ -10,7 +10,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, LiteralString
 from uuid import UUID
 
-from perdure.engine import events, queue, runs, threads
+from perdure.engine import access, events, queue, runs, stop, threads
+from perdure.engine.access import Actor, Within
 from perdure.engine.db import Conn, jsonb
 from perdure.engine.errors import EngineError, RunFinished, RunNotFound
 from perdure.engine.wake import NOTIFY_WORK
@@ -28,32 +29,24 @@ RETURNING run_id
 """
 
 
-# the paused run stays, or becomes, the head of the queue
-HOLD = "UPDATE threads SET fence = fence + 1, run_id = %(run_id)s WHERE thread_id = %(thread_id)s"
-
-OLDER = """
-SELECT 1 FROM runs
- WHERE thread_id = %(thread_id)s AND status = 'pending' AND run_id <> %(run_id)s
-   AND queue_no < (SELECT queue_no FROM runs WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s)
- LIMIT 1
-"""
+# of the head of the queue, which it remains; one that has not started only keeps its place (`queue`)
+TAKE_AWAY = "UPDATE threads SET fence = fence + 1 WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s"
 
 
 async def pause(engine: Engine, thread_id: UUID, run_id: UUID) -> dict[str, Any]:
     """Stop executing a run until it is resumed; its finished steps stay, the queue behind it waits.
 
-    Raises RunNotFound, RunFinished.
+    One that has not started keeps its place in the queue; answers to questions go before it. Raises
+    RunNotFound, RunFinished.
     """
     error = {"error": "RunPaused", "message": "The run was paused by a client"}
     async with engine.pool.connection() as conn, conn.transaction():
-        thread = await runs.lock(conn, thread_id)
+        await threads.lock(conn, thread_id)
         run = await runs.get_in(conn, thread_id, run_id)
-        if thread["run_id"] != run_id and (thread["run_id"] or await _waits(conn, thread_id, run_id)):
-            raise RunFinished(f"Run {run_id} waits behind another run: pause that one, or cancel this one")
         params = {"thread_id": thread_id, "run_id": run_id, "error": jsonb(error)}
         if await (await conn.execute(PAUSE, params)).fetchone() is None:
             raise _forbidden(run, "paused")
-        await conn.execute(HOLD, {"thread_id": thread_id, "run_id": run_id})
+        await conn.execute(TAKE_AWAY, {"thread_id": thread_id, "run_id": run_id})
         await conn.execute(threads.CANCEL_NOTICE, {"run_id": str(run_id)})
         frames = [
             events.Frame.of("error", error),
@@ -65,14 +58,9 @@ async def pause(engine: Engine, thread_id: UUID, run_id: UUID) -> dict[str, Any]
     return run
 
 
-async def _waits(conn: Conn, thread_id: UUID, run_id: UUID) -> bool:
-    row = await (await conn.execute(OLDER, {"thread_id": thread_id, "run_id": run_id})).fetchone()
-    return row is not None
-
-
 RESUME = """
-UPDATE runs SET status = 'pending', failures = 0, error = NULL, updated_at = now(),
-                ready_at = CASE WHEN %(head)s THEN now() END
+UPDATE runs SET status = 'pending', failures = 0, error = NULL, updated_at = now(), overdue_at = NULL,
+                ready_at = CASE WHEN available_at > now() THEN available_at WHEN %(head)s THEN now() END
  WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s AND status = 'paused'
 RETURNING run_id
 """
@@ -97,7 +85,7 @@ async def retry(engine: Engine, thread_id: UUID, run_id: UUID) -> dict[str, Any]
 
 async def _again(engine: Engine, thread_id: UUID, run_id: UUID, statement: LiteralString, word: str) -> dict[str, Any]:
     async with engine.pool.connection() as conn, conn.transaction():
-        thread = await runs.lock(conn, thread_id)
+        thread = await threads.lock(conn, thread_id)
         run = await runs.get_in(conn, thread_id, run_id)
         params = {"thread_id": thread_id, "run_id": run_id, "head": thread["run_id"] == run_id}
         if await (await conn.execute(statement, params)).fetchone() is None:
@@ -111,10 +99,17 @@ async def _again(engine: Engine, thread_id: UUID, run_id: UUID, statement: Liter
     return run
 
 
-async def restart(engine: Engine, thread_id: UUID, run_id: UUID, *, checkpoint_id: str | None = None) -> dict[str, Any]:
+async def restart(
+    engine: Engine,
+    thread_id: UUID,
+    run_id: UUID,
+    *,
+    checkpoint_id: str | None = None,
+    actor: Actor | None = None,
+) -> dict[str, Any]:
     """A new run with the input, configuration and modes of an ended one; or from a checkpoint on, without input.
 
-    Raises RunNotFound, RunFinished while the run has not ended.
+    It acts for `actor`; None: for whom the ended one did. Raises RunNotFound, RunFinished while the run has not ended.
     """
     run = await runs.get(engine, thread_id, run_id)
     if run["status"] in runs.ACTIVE or run.get("paused"):
@@ -126,14 +121,15 @@ async def restart(engine: Engine, thread_id: UUID, run_id: UUID, *, checkpoint_i
         command=None if checkpoint_id or kwargs.get("answered") else kwargs.get("command"),
         checkpoint_id=checkpoint_id or kwargs.get("checkpoint_id"),
         checkpoint=None if checkpoint_id else kwargs.get("checkpoint"),
+        actor=actor,
         metadata={**run["metadata"], "restart_of": str(run_id)},
     )
     return await runs.enqueue(engine, thread_id, new)
 
 
 async def kill(engine: Engine, thread_id: UUID, run_id: UUID) -> None:
-    """Cancel without compensation, also a run that is compensating already. Raises RunNotFound."""
-    await runs.cancel(engine, thread_id, run_id, compensate=False)
+    """Cancel without compensation, also a run that is compensating already, and so its children. Raises RunNotFound."""
+    await stop.cancel(engine, thread_id, run_id, compensate=False)
 
 
 def _forbidden(run: dict[str, Any], word: str) -> RunFinished:
@@ -152,9 +148,12 @@ FIND: LiteralString = (
    AND (%(until)s::timestamptz IS NULL OR created_at < %(until)s)
    AND (%(error)s::text IS NULL OR error ->> 'error' || ': ' || (error ->> 'message') ILIKE %(error)s)
    AND (%(before)s::bigint IS NULL OR queue_no < %(before)s)
+   AND """
+    + runs.PERMITTED
+    + """
  ORDER BY queue_no DESC LIMIT %(limit)s"""
 )
-NUMBER = "SELECT queue_no FROM runs WHERE run_id = %(run_id)s"
+NUMBER: LiteralString = "SELECT queue_no FROM runs WHERE run_id = %(run_id)s AND " + runs.PERMITTED
 
 
 async def search(
@@ -168,21 +167,22 @@ async def search(
     error: str | None = None,
     cursor: UUID | None = None,
     limit: int = 100,
+    within: Within = None,
 ) -> list[dict[str, Any]]:
     """Runs over all threads, newest first; `cursor` is the id of the last run of the page before.
 
     `error` is a part of `Class: text`. Raises RunNotFound for an unknown cursor.
     """
     params = {"status": status, "agent": agent, "thread_id": thread_id, "since": since, "until": until}
-    params |= {"error": _like(error) if error else None, "limit": limit}
+    params |= {"error": _like(error) if error else None, "limit": limit, "within": access.parameter(within)}
     async with engine.pool.connection() as conn:
-        before = await _number(conn, cursor) if cursor else None
+        before = await _number(conn, cursor, within) if cursor else None
         rows = await (await conn.execute(FIND, {**params, "before": before})).fetchall()
     return [runs.record(row) for row in rows]
 
 
-async def _number(conn: Conn, run_id: UUID) -> int:
-    row = await (await conn.execute(NUMBER, {"run_id": run_id})).fetchone()
+async def _number(conn: Conn, run_id: UUID, within: Within) -> int:
+    row = await (await conn.execute(NUMBER, {"run_id": run_id, "within": access.parameter(within)})).fetchone()
     if row is None:
         raise RunNotFound(f"Run with ID {run_id} not found")
     return row["queue_no"]
@@ -193,14 +193,14 @@ def _like(text: str) -> str:
     return f"%{escaped}%"
 
 
-async def bulk(engine: Engine, command: Command, run_ids: list[UUID]) -> dict[str, int]:
+async def bulk(engine: Engine, command: Command, run_ids: list[UUID], *, within: Within = None) -> dict[str, int]:
     """Do one thing to many runs, each in its own transaction; how many were done and how many could not be."""
     done = 0
     for run_id in run_ids:
         try:
-            thread_id = await runs.thread_of(engine, run_id)
+            thread_id = await runs.thread_of(engine, run_id, within=within)
             if command == "cancel":
-                await runs.cancel(engine, thread_id, run_id)
+                await stop.cancel(engine, thread_id, run_id)
             elif command == "delete":
                 await runs.delete(engine, thread_id, run_id)
             else:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
-from perdure.engine import assistants
+from perdure.engine import assistants, metrics
 from perdure.engine.db import Pool, open_pool
 from perdure.engine.hub import Hub
 from perdure.engine.registry import Registry
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from perdure.config import Settings
 
 POOL_SIZE = 16
+RESERVED = 3  # connections of a pool that no author's transaction may hold: for the group's writes and for reading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,12 @@ class Engine:
     pool: Pool
     hub: Hub
     origin: str
+    transactions: asyncio.Semaphore = field(init=False)
+    """Taken by whoever holds a connection of the pool for as long as author code likes."""
+
+    def __post_init__(self) -> None:
+        places = max(1, self.pool.max_size - RESERVED)
+        object.__setattr__(self, "transactions", asyncio.Semaphore(places))
 
     @classmethod
     @asynccontextmanager
@@ -60,9 +67,11 @@ class Engine:
             listener = asyncio.create_task(
                 listen(dsn, {"perdure_events": engine._heard}, missed=engine.hub.poke_all), name="listen"
             )
+            watch = asyncio.create_task(metrics.watch_loop("api"), name="watch loop")
             try:
                 yield engine
             finally:
+                watch.cancel()
                 listener.cancel()
                 with suppress(asyncio.CancelledError):
                     await listener

@@ -8,7 +8,9 @@ Ticks that are missed while no worker lives are not made up one by one: the newe
 fired when a worker is there again, then the cron goes on with the next one.
 
 Records have the fields of the wire's cron: cron_id, assistant_id, thread_id, user_id, end_time,
-schedule, timezone, payload, next_run_date, metadata, on_run_completed, enabled, created_at, updated_at.
+schedule, timezone, payload, next_run_date, metadata, on_run_completed, enabled, created_at, updated_at;
+and `error`, why the last tick has started no run. Such a tick is not tried again: the next one comes by the
+schedule.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ import structlog
 from psycopg import sql
 from psycopg.errors import ForeignKeyViolation
 
-from perdure.engine import assistants, runs, threads
+from perdure.engine import access, assistants, runs, threads
+from perdure.engine.access import Actor, Within
 from perdure.engine.db import Conn, jsonb
 from perdure.engine.errors import CronNotFound, EngineError, InvalidInput, ThreadNotFound
 from perdure.engine.hub import Event
@@ -38,7 +41,7 @@ SECONDS_PER_SWEEP = 0.5  # the sweeper has other duties; what is left is due aga
 
 COLUMNS: LiteralString = (
     "cron_id, assistant_id, thread_id, user_id, end_time, schedule, timezone, payload, next_run_at AS next_run_date, "
-    "metadata, on_run_completed, enabled, created_at, updated_at"
+    "metadata, on_run_completed, enabled, created_at, updated_at, error"
 )
 SORT = ("cron_id", "assistant_id", "thread_id", "created_at", "updated_at", "next_run_date", "end_time")
 
@@ -53,10 +56,10 @@ NOW = "SELECT now() AS now"
 
 CREATE: LiteralString = (
     """
-INSERT INTO crons (cron_id, assistant_id, thread_id, schedule, timezone, end_time, enabled, on_run_completed,
-                   metadata, payload, next_run_at)
-VALUES (%(cron_id)s, %(assistant_id)s, %(thread_id)s, %(schedule)s, %(timezone)s, %(end_time)s, %(enabled)s,
-        %(on_run_completed)s, %(metadata)s, %(payload)s, %(next_run_at)s)
+INSERT INTO crons (cron_id, assistant_id, thread_id, user_id, schedule, timezone, end_time, enabled,
+                   on_run_completed, metadata, payload, next_run_at, actor)
+VALUES (%(cron_id)s, %(assistant_id)s, %(thread_id)s, %(user_id)s, %(schedule)s, %(timezone)s, %(end_time)s,
+        %(enabled)s, %(on_run_completed)s, %(metadata)s, %(payload)s, %(next_run_at)s, %(actor)s)
 RETURNING """
     + COLUMNS
 )
@@ -74,12 +77,13 @@ async def create(
     enabled: bool = True,
     on_run_completed: Literal["delete", "keep"] = "delete",
     metadata: dict[str, Any] | None = None,
+    actor: Actor | None = None,
 ) -> dict[str, Any]:
     """A new cron, for a thread or (None) with a thread of its own for each run.
 
     `payload` is what the client sent, see `RUN_OPTIONS`, `config` and `context`; it is kept with
     the cron's id in `config.configurable`. An `end_time` that has passed is accepted: such a cron
-    has no next run.
+    has no next run. Its runs act for `actor`.
 
     Raises AssistantNotFound, GraphNotFound, ThreadNotFound, and InvalidInput for the schedule or
     the time zone.
@@ -89,13 +93,15 @@ async def create(
         await threads.get(engine, thread_id)
     try:
         async with engine.pool.connection() as conn, conn.transaction():
-            found = await assistants.resolve(engine, conn, assistant)
+            found = await assistants.resolve(engine, conn, assistant, within=actor.assistants if actor else None)
             now = await (await conn.execute(NOW)).fetchone()
             assert now is not None
             params = {
                 "cron_id": cron_id,
                 "assistant_id": found["assistant_id"],
                 "thread_id": thread_id,
+                "user_id": actor.identity if actor else None,
+                "actor": jsonb(actor.stored()) if actor else None,
                 "schedule": schedule,
                 "timezone": timezone,
                 "end_time": end_time,
@@ -123,6 +129,17 @@ def _next(schedule: str, timezone: str | None, end_time: datetime | None, after:
     """The next tick, None if it does not come before the end."""
     tick = next_tick(schedule, timezone, after)
     return None if tick is None or (end_time is not None and tick >= end_time) else tick
+
+
+PERMITTED = "SELECT 1 FROM crons WHERE cron_id = %(cron_id)s AND metadata @> %(within)s"
+
+
+async def permitted(conn: Conn, cron_id: UUID, within: Within) -> bool:
+    """Whether there is such a cron within a filter; without a filter True, and nothing is asked."""
+    if within is None:
+        return True
+    params = {"cron_id": cron_id, "within": jsonb(within)}
+    return await (await conn.execute(PERMITTED, params)).fetchone() is not None
 
 
 GET: LiteralString = "SELECT " + COLUMNS + " FROM crons WHERE cron_id = %(cron_id)s"
@@ -202,6 +219,7 @@ MATCHING: LiteralString = """
    AND (%(thread_id)s::uuid IS NULL OR thread_id = %(thread_id)s)
    AND (%(enabled)s::boolean IS NULL OR enabled = %(enabled)s)
    AND metadata @> %(metadata)s
+   AND (%(within)s::jsonb IS NULL OR metadata @> %(within)s)
 """
 SEARCH: LiteralString = (
     "SELECT "
@@ -224,6 +242,7 @@ async def search(
     offset: int = 0,
     sort_by: str = "created_at",
     sort_order: str = "desc",
+    within: Within = None,
 ) -> tuple[list[dict[str, Any]], int]:
     """Crons that match every filter given, each with `now`, and how many match in all.
 
@@ -234,7 +253,7 @@ async def search(
         raise InvalidInput("sort_by", f"must be one of {', '.join(SORT)}")
     way = sql.SQL("ASC" if sort_order == "asc" else "DESC")
     query = sql.SQL(SEARCH).format(by=sql.Identifier(sort_by), way=way)
-    params = _filter(engine, assistant, thread_id, enabled, metadata)
+    params = _filter(engine, assistant, thread_id, enabled, metadata, within)
     async with engine.pool.connection() as conn:
         page = {"limit": limit, "offset": min(offset, assistants.MAX_OFFSET)}
         rows = await (await conn.execute(query, {**params, **page})).fetchall()
@@ -248,9 +267,10 @@ async def count(
     thread_id: UUID | None = None,
     enabled: bool | None = None,
     metadata: dict[str, Any] | None = None,
+    within: Within = None,
 ) -> int:
     """How many crons match, see `search`."""
-    params = _filter(engine, assistant, thread_id, enabled, metadata)
+    params = _filter(engine, assistant, thread_id, enabled, metadata, within)
     async with engine.pool.connection() as conn:
         return await _count(conn, params)
 
@@ -266,6 +286,7 @@ def _filter(
     thread_id: UUID | None,
     enabled: bool | None,
     metadata: dict[str, Any] | None,
+    within: Within,
 ) -> dict[str, Any]:
     assistant_id: UUID | None = None
     if assistant is not None and assistant in engine.registry.graphs:
@@ -277,19 +298,23 @@ def _filter(
             engine.registry.entry(assistant)
             raise
     filters = {"assistant_id": assistant_id, "thread_id": thread_id, "enabled": enabled}
-    return {**filters, "metadata": jsonb(metadata or {})}
+    return {**filters, "metadata": jsonb(metadata or {}), "within": access.parameter(within)}
 
 
 # The row stays locked until its tick is dealt with; who comes second finds it moved on.
 NEXT_DUE: LiteralString = (
     "SELECT "
     + COLUMNS
-    + """, now() AS now FROM crons
+    + """, actor, now() AS now FROM crons
  WHERE enabled AND next_run_at <= now() AND (next_run_at, cron_id) > (%(at)s, %(cron_id)s)
  ORDER BY next_run_at, cron_id LIMIT 1
    FOR UPDATE SKIP LOCKED"""
 )
-MOVE_ON = "UPDATE crons SET next_run_at = %(next_run_at)s WHERE cron_id = %(cron_id)s"
+MOVE_ON = "UPDATE crons SET next_run_at = %(next_run_at)s, error = %(error)s WHERE cron_id = %(cron_id)s"
+GIVE_UP_TICK = """
+UPDATE crons SET next_run_at = %(next_run_at)s, error = %(error)s
+ WHERE cron_id = %(cron_id)s AND next_run_at = %(due)s  -- nobody has moved it on meanwhile
+"""
 
 # Whoever deletes a thread locks it before its crons, here it is the other way round: never wait for it.
 THREAD_IS_FREE = "SELECT thread_id FROM threads WHERE thread_id = %(thread_id)s FOR UPDATE SKIP LOCKED"
@@ -316,10 +341,11 @@ async def fire_due(engine: Engine) -> int:
                 started = await _fire(engine, conn, cron)
         except psycopg.OperationalError:
             raise
-        except Exception:  # the edge of a background loop; nothing was stored, it stays due
+        except Exception as exc:  # the edge of a background loop; nothing was stored
             if cron is None:
                 raise
             log.exception("cron failed", cron_id=str(cron["cron_id"]))
+            await _give_up_tick(engine, cron, exc)
             continue
         if started is not None:
             run, published = started
@@ -336,7 +362,7 @@ async def _fire(engine: Engine, conn: Conn, cron: dict[str, Any]) -> tuple[dict[
     cron_id, thread_id, now = cron["cron_id"], cron["thread_id"], cron["now"]
     if thread_id and not await (await conn.execute(THREAD_IS_FREE, {"thread_id": thread_id})).fetchone():
         return None  # due again in the next round
-    started = None
+    started, error = None, None
     if cron["end_time"] is None or cron["end_time"] > now:
         try:
             async with conn.transaction():
@@ -344,9 +370,25 @@ async def _fire(engine: Engine, conn: Conn, cron: dict[str, Any]) -> tuple[dict[
         except EngineError as exc:  # for instance: the thread is busy, and the cron says `reject`
             ids = {"cron_id": str(cron_id), "thread_id": str(thread_id)}
             log.warning("cron tick skipped", **ids, due=cron["next_run_date"].isoformat(), reason=str(exc))
+            error = _described(exc, now)
     upcoming = _next(cron["schedule"], cron["timezone"], cron["end_time"], now)
-    await conn.execute(MOVE_ON, {"cron_id": cron_id, "next_run_at": upcoming})
+    await conn.execute(MOVE_ON, {"cron_id": cron_id, "next_run_at": upcoming, "error": error and jsonb(error)})
     return started
+
+
+def _described(exc: Exception, at: datetime) -> dict[str, Any]:
+    return {"error": type(exc).__name__, "message": str(exc), "at": at.isoformat()}
+
+
+async def _give_up_tick(engine: Engine, cron: dict[str, Any], exc: Exception) -> None:
+    """Go on with the next tick, in a transaction of its own; a cron that has no next one any more rests."""
+    try:
+        upcoming = _next(cron["schedule"], cron["timezone"], cron["end_time"], cron["now"])
+    except EngineError:  # its time zone is gone
+        upcoming = None
+    params = {"cron_id": cron["cron_id"], "due": cron["next_run_date"], "next_run_at": upcoming}
+    async with engine.pool.connection() as conn:
+        await conn.execute(GIVE_UP_TICK, {**params, "error": jsonb(_described(exc, cron["now"]))})
 
 
 def _run_of(cron: dict[str, Any]) -> runs.NewRun:
@@ -362,5 +404,6 @@ def _run_of(cron: dict[str, Any]) -> runs.NewRun:
         config={**config, "configurable": configurable},
         context=context or authors or None,
         on_completion=cron["on_run_completed"] or "delete",
+        actor=Actor.of(cron["actor"]),
         **{name: payload[name] for name in RUN_OPTIONS if name in payload},
     )

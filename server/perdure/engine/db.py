@@ -22,6 +22,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool
 
+from perdure.engine import meters
 from perdure.engine.jsonable import dumps
 
 log = structlog.get_logger(__name__)
@@ -68,6 +69,7 @@ async def open_pool(dsn: str, *, size: int, name: str, short_locks: bool = False
         configure=configure,
     )
     await pool.open(wait=True, timeout=30)
+    meters.pools[name] = pool
     return pool
 
 

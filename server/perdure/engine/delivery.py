@@ -1,4 +1,4 @@
-"""Sending webhooks: a thread of every worker, with an event loop of its own.
+"""Sending webhooks: a thread of every worker, with an event loop of its own, which also calls other servers.
 
 Author code that blocks the attempt loop does not hold up webhooks, and a slow receiver holds up
 neither runs nor, beyond its own few slots, other receivers. Each try is bounded in time. A 2xx
@@ -14,7 +14,6 @@ import base64
 import re
 import threading
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC
@@ -28,10 +27,12 @@ from standardwebhooks import Webhook
 
 from perdure import __version__
 from perdure.config import fill_template
-from perdure.engine import state, webhooks
+from perdure.engine import a2a, remote, state, webhooks
+from perdure.engine.calling import Caller, server_keys
 from perdure.engine.core import Engine
 from perdure.engine.errors import InvalidInput, ThreadNotFound
 from perdure.engine.jsonable import dumps
+from perdure.engine.outbox import SLOTS, Outbox
 from perdure.engine.registry import ConfigError, Registry
 from perdure.engine.signals import listen
 from perdure.engine.urls import AddressRefused, GuardedTransport, check_url, private_allowed
@@ -42,13 +43,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-SLOTS = 64  # tries of one process at a time
-POLL_SECONDS = 2.0  # how long a lost notification can delay a webhook
-CONTENDED_SECONDS = 0.05  # another process is claiming what is due: look again then
 LEASE_MARGIN_SECONDS = 15.0
 RETRY_INITIAL_SECONDS, RETRY_CAP_SECONDS = 5.0, 3600.0
 CONNECT_SECONDS = 5.0
-GRACE_SECONDS = 1.0  # for tries under way when the worker stops
 RESTART_SECONDS = 1.0
 MIN_SECRET_BYTES = 16
 GONE = 410  # the receiver wants no more of this
@@ -57,7 +54,10 @@ _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
 class Deliveries(threading.Thread):
-    """Sends what is due until stopped. Raises ConfigError if a header or secret cannot be used."""
+    """Sends what is due, webhooks and calls of other servers, until stopped.
+
+    Raises ConfigError if a header or secret cannot be used.
+    """
 
     def __init__(self, settings: Settings, registry: Registry, dsn: str) -> None:
         super().__init__(name="perdure-webhooks", daemon=True)
@@ -66,17 +66,21 @@ class Deliveries(threading.Thread):
         self._dsn = dsn
         self._headers = extra_headers(registry.config)
         signers(settings)
-        self._tasks: dict[asyncio.Task[None], str] = {}  # and the host that each is sending to
+        server_keys(settings)
+        self._outboxes: list[Outbox[Any]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._wake: asyncio.Event | None = None
         self._stopping = False
 
     def stop(self) -> None:
         """Claim nothing more; the thread ends when the tries under way have, or after a short grace."""
         self._stopping = True
-        if self._loop is not None and self._wake is not None:
+        if self._loop is not None:
             with suppress(RuntimeError):  # it has ended by itself
-                self._loop.call_soon_threadsafe(self._wake.set)
+                self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        for outbox in self._outboxes:
+            outbox.wake()
 
     def run(self) -> None:
         asyncio.run(self._run())
@@ -84,68 +88,44 @@ class Deliveries(threading.Thread):
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._loop.set_default_executor(ThreadPoolExecutor(SLOTS, thread_name_prefix="webhook-dns"))
-        self._wake = asyncio.Event()
         while not self._stopping:
             try:
                 async with Engine.open(self._settings, self._registry, self._dsn, background=True) as engine:
-                    await self._serve(engine, self._wake)
+                    await self._serve(engine)
             except Exception as exc:  # the edge of a background loop
                 log.warning("webhooks stopped, starting again", error=repr(exc))
                 await asyncio.sleep(RESTART_SECONDS)
 
-    async def _serve(self, engine: Engine, wake: asyncio.Event) -> None:
-        def told(_: str) -> None:
-            wake.set()
-
-        listening = listen(self._dsn, {"perdure_webhook": told}, missed=wake.set)
-        listener = asyncio.create_task(listening, name="listen")
-        try:
-            async with Sender(engine, self._headers) as sender:
-                while not self._stopping:
-                    wait = POLL_SECONDS
-                    wake.clear()
-                    try:
-                        wait = await self._claim(engine, sender)
-                    except (psycopg.Error, PoolTimeout) as exc:
-                        log.warning("cannot claim webhooks, trying again", error=str(exc).strip())
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(wait):
-                            await wake.wait()
-                await self._finish()
-        finally:
-            listener.cancel()
-
-    async def _claim(self, engine: Engine, sender: Sender) -> float:
-        """Start to send what is due; returns how long to wait for news."""
-        free = SLOTS - len(self._tasks)
-        if free <= 0:
-            return POLL_SECONDS
-        busy = [host for host, n in Counter(self._tasks.values()).items() if n >= webhooks.HOST_SLOTS]
+    async def _serve(self, engine: Engine) -> None:
         lease_seconds = self._settings.webhook_timeout_seconds + LEASE_MARGIN_SECONDS
-        claimed = await webhooks.claim(engine.pool, limit=free, busy=busy, lease_seconds=lease_seconds)
-        for due in claimed:
-            task = asyncio.create_task(sender.deliver(due), name=f"webhook {due.webhook_id}")
-            self._tasks[task] = due.host
-            task.add_done_callback(self._done)
-        if claimed:
-            return 0.0
-        seconds = await webhooks.next_due(engine.pool, busy=busy)
-        return POLL_SECONDS if seconds is None else min(POLL_SECONDS, max(CONTENDED_SECONDS, seconds))
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        del self._tasks[task]
-        if not task.cancelled() and (exc := task.exception()):
-            log.error("webhook broke", exc_info=exc)
-        if self._wake is not None:
-            self._wake.set()
-
-    async def _finish(self) -> None:
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=GRACE_SECONDS)
-        left = list(self._tasks)
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        async with Sender(engine, self._headers) as sender, Caller(engine) as caller:
+            hooks = Outbox(
+                "webhooks",
+                host_slots=webhooks.HOST_SLOTS,
+                claim=lambda limit, busy: webhooks.claim(
+                    engine.pool, limit=limit, busy=busy, lease_seconds=lease_seconds
+                ),
+                next_due=lambda busy: webhooks.next_due(engine.pool, busy=busy),
+                send=sender.deliver,
+            )
+            calls = Outbox(
+                "remote calls",
+                host_slots=remote.HOST_SLOTS,
+                claim=lambda limit, busy: remote.claim(
+                    engine.pool, limit=limit, busy=busy, lease_seconds=lease_seconds
+                ),
+                next_due=lambda busy: remote.next_due(engine.pool, busy=busy),
+                send=caller.speak,
+            )
+            self._outboxes = [hooks, calls]
+            channels = {"perdure_webhook": hooks.told, "perdure_remote": calls.told}
+            listener = asyncio.create_task(listen(self._dsn, channels, missed=self._wake), name="listen")
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for outbox in self._outboxes:
+                        group.create_task(outbox.serve(lambda: self._stopping), name=outbox.name)
+            finally:
+                listener.cancel()
 
 
 class Sender:
@@ -217,8 +197,13 @@ class Sender:
     async def _send(self, due: Due) -> int:
         """The status of the answer; its body is not read. The rules may have changed since the URL was accepted."""
         check_url(due.url, self._engine.registry.config)
-        body = dumps(await self._payload(due))
-        request = self._client.build_request("POST", due.url, content=body, headers=self._signed(due, body))
+        more: dict[str, str] = {}
+        if due.push_id is not None:
+            payload, more = await a2a.notification(self._engine, due.push_id, due.thread_id)
+        else:
+            payload = await self._payload(due)
+        body = dumps(payload)
+        request = self._client.build_request("POST", due.url, content=body, headers={**self._signed(due, body), **more})
         response = await self._client.send(request, stream=True)
         await response.aclose()
         return response.status_code

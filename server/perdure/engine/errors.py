@@ -3,11 +3,12 @@
     EngineError
     ├── NotFound        ThreadNotFound RunNotFound AssistantNotFound GraphNotFound
     │                   QuestionNotFound CheckpointNotFound CronNotFound
+    ├── Forbidden
     ├── Conflict        ThreadExists AssistantExists ThreadBusy RunRejected RunFinished
     │                   QuestionClosed
     └── Invalid         InvalidInput IdempotencyMismatch
 
-`StorageError` and `StepMismatch` end an attempt. `LeaseLost` is control flow, not an error:
+`StorageError`, `IdleTimeout` and `StepMismatch` end an attempt. `LeaseLost` is control flow, not an error:
 author code must not swallow it, so it is a BaseException.
 """
 
@@ -50,6 +51,10 @@ class CheckpointNotFound(NotFound):
 
 class CronNotFound(NotFound):
     """No cron has that id."""
+
+
+class Forbidden(EngineError):
+    """Whoever asks may not do that, to anything."""
 
 
 class Conflict(EngineError):
@@ -105,6 +110,12 @@ class StepMismatch(Exception):
 
 class LeaseLost(BaseException):
     """This worker no longer owns the run; nothing that it writes counts any more."""
+
+
+class IdleTimeout(Exception):
+    """An attempt has made no progress for longer than it may; the run is tried again."""
+
+    retryable = True
 
 
 class StorageError(Exception):

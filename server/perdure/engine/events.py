@@ -1,7 +1,7 @@
 """The event log of a thread: table `run_events`.
 
 Every frame that a client may see is a row with a number (`seq`) that grows by one per
-thread. `append` adds frames in the transaction that changes a status, `Outbox` those of a
+thread. `append` adds frames in the transaction that changes a status, `recording` those of a
 running attempt, in batches; `follow` replays what is stored and then goes on live, so a
 reader may leave and come back with its last event id, at any replica.
 
@@ -11,20 +11,17 @@ and is read from there when it is replayed.
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from uuid import UUID
 
 import orjson
 
 from perdure.engine import state
-from perdure.engine.db import Conn, Pool
-from perdure.engine.errors import RunNotFound, StorageError, ThreadNotFound
-from perdure.engine.groupcommit import GroupCommit, Write
-from perdure.engine.hub import Event, Hub, Subscription
+from perdure.engine.db import Conn
+from perdure.engine.errors import RunNotFound, ThreadNotFound
+from perdure.engine.hub import Event, Subscription
 from perdure.engine.jsonable import dumps
 
 if TYPE_CHECKING:
@@ -97,105 +94,6 @@ async def append(conn: Conn, thread_id: UUID, run_id: UUID, frames: list[Frame])
     return [Event(row["base"] + n, ms, run_id, frame.event, frame.data) for n, frame in enumerate(frames, 1)]
 
 
-class Outbox:
-    """The frames of one running attempt, on their way into the log.
-
-    The first frame after silence goes at once, later ones at most `flush_seconds` after they
-    were made. A frame is shown to readers only when it is durable.
-    """
-
-    def __init__(
-        self,
-        group: GroupCommit,
-        hub: Hub | None,
-        thread_id: UUID,
-        run_id: UUID,
-        fence: int,
-        *,
-        flush_seconds: float,
-        on_broken: Callable[[BaseException], None],
-    ) -> None:
-        self._on_broken = on_broken  # called once when no frame can be written any more
-        self._group = group
-        self._hub = hub
-        self._thread_id = thread_id
-        self._run_id = run_id
-        self._fence = fence
-        self._flush_seconds = flush_seconds
-        self._frames: list[tuple[int, Frame]] = []
-        self._sending: list[tuple[int, Frame]] = []
-        self._last_seq = 0
-        self._task: asyncio.Task[None] | None = None
-        self._closing = asyncio.Event()
-
-    def add(self, frame: Frame) -> None:
-        """Queue a frame."""
-        self._frames.append((time.time_ns() // 1_000_000, frame))
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name=f"outbox {self._run_id}")
-            self._task.add_done_callback(self._done)
-
-    async def close(self, pool: Pool) -> list[Frame]:
-        """Wait for what is under way; returns the frames that are not stored, for the transaction that ends
-        the attempt.
-
-        When the database was lost under a batch, nobody told whether it was stored: this looks.
-        Raises LeaseLost, and psycopg.OperationalError while the database cannot be reached.
-        """
-        self._closing.set()
-        if self._task is not None:
-            try:
-                await self._task
-            except StorageError:
-                async with pool.connection() as conn:
-                    keys = {"thread_id": self._thread_id, "run_id": self._run_id, "after": self._last_seq}
-                    row = await (
-                        await conn.execute(STORED_AFTER, {**keys, "data": self._sending[0][1].stored()[0]})
-                    ).fetchone()
-                if row is None:
-                    self._frames[:0] = self._sending
-                self._sending, self._task = [], None
-        left = [frame for _, frame in self._frames]
-        self._frames.clear()
-        return left
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not self._closing.is_set():  # who closes hears of it there
-            self._on_broken(error)
-        elif self._task is task:
-            self._task = None
-
-    async def _run(self) -> None:
-        while self._frames and not self._closing.is_set():  # those made last go with the end of the attempt
-            await self._flush()
-            if self._frames:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._closing.wait(), self._flush_seconds)
-        self._task = None
-
-    async def _flush(self) -> None:
-        self._sending, self._frames = self._frames, []
-        rows = [(self._run_id, ms, frame.event, *frame.stored()) for ms, frame in self._sending]
-        size = sum(len(row[3] or "") for row in rows)
-        base = await self._group.submit(Write(self._thread_id, self._fence, events=rows, size=size))
-        self._last_seq = base + len(rows)
-        if self._hub is not None:
-            numbered = enumerate(self._sending, base + 1)
-            events = [Event(seq, ms, self._run_id, frame.event, frame.data) for seq, (ms, frame) in numbered]
-            self._hub.publish(self._thread_id, events)
-        self._sending = []
-
-
-# The first batch of an attempt begins with its `metadata` frame, which names run and attempt.
-STORED_AFTER = """
-SELECT seq FROM run_events
- WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s AND seq > %(after)s
-   AND (%(after)s > 0 OR (event = 'metadata' AND data = %(data)s))
- LIMIT 1
-"""
-
-
 def _interrupt_only(data: bytes) -> str | None:
     if b'"__interrupt__"' not in data:
         return None
@@ -221,12 +119,12 @@ async def follow(
 
 
 async def follow_thread(
-    engine: Engine, thread_id: UUID, *, after: int | None = None, expected: bool = False
+    engine: Engine, thread_id: UUID, *, after: int | None = None, expected: bool = False, states: bool = True
 ) -> AsyncIterator[Event | None]:
     """Events of all runs of a thread with `seq > after` (None: from now on); ends only when the thread is deleted.
 
     `expected`: the thread may not exist yet; waits for it. Otherwise raises ThreadNotFound at
-    the first event.
+    the first event. `states`: see `stored`.
     """
     with engine.hub.subscribe(thread_id) as reader:
         while (last := await _position(engine, thread_id)) is None:
@@ -235,7 +133,7 @@ async def follow_thread(
             if not await reader.wait(engine.settings.heartbeat_seconds):
                 yield None
         reader.poke()
-        async for event in _tail(engine, reader, thread_id, last if after is None else after):
+        async for event in _tail(engine, reader, thread_id, last if after is None else after, states=states):
             yield event
 
 
@@ -273,6 +171,7 @@ async def _tail(
     *,
     run_id: UUID | None = None,
     ended: bool = False,
+    states: bool = True,
 ) -> AsyncIterator[Event | None]:
     """Deliver events after `last` in order: from the table where there is a gap, else from memory.
 
@@ -286,7 +185,7 @@ async def _tail(
             reader.must_read = False
             looked_at = time.monotonic()
             news = False
-            async for event in stored(engine, thread_id, last):
+            async for event in stored(engine, thread_id, last, states=states):
                 news = True
                 last = event.seq
                 if run_id is None or event.run_id == run_id:
@@ -353,15 +252,20 @@ SELECT seq, run_id, (extract(epoch FROM at) * 1000)::bigint AS ms, event, data, 
 """
 
 
-async def stored(engine: Engine, thread_id: UUID, after: int) -> AsyncIterator[Event]:
-    """What the table holds after a seq, page by page; a connection is held per page only."""
+async def stored(engine: Engine, thread_id: UUID, after: int, *, states: bool = True) -> AsyncIterator[Event]:
+    """What the table holds after a seq, page by page; a connection is held per page only.
+
+    Without `states`, events whose state stands in a checkpoint come as they are stored: with no data,
+    or with the questions only. `data_of` reads one.
+    """
     while True:
         async with engine.pool.connection() as conn:
             cursor = await conn.execute(STORED, {"thread_id": thread_id, "after": after, "page": PAGE})
             rows = await cursor.fetchall()
         for row in rows:
             after = row["seq"]
-            data = b"" if row["event"] == STATE else await _data(engine, thread_id, row)
+            lazy = row["event"] == STATE or (not states and row["checkpoint_id"])
+            data = (row["data"] or "").encode() if lazy else await _data(engine, thread_id, row)
             yield Event(row["seq"], row["ms"], row["run_id"], row["event"], data)
         if len(rows) < PAGE:
             return
@@ -390,17 +294,53 @@ async def data_of(engine: Engine, thread_id: UUID, seq: int) -> bytes:
 NAMED = """
 SELECT seq, run_id, (extract(epoch FROM at) * 1000)::bigint AS ms, event, data
   FROM run_events
- WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s AND split_part(event, '|', 1) = %(name)s
+ WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s AND split_part(event, '|', 1) = ANY(%(names)s)
+   AND (%(before)s::bigint IS NULL OR seq < %(before)s)
  ORDER BY seq
 """
 
 
-async def named(engine: Engine, thread_id: UUID, run_id: UUID, name: str) -> list[Event]:
-    """A run's stored events of one name, whatever their namespace."""
+async def named(
+    engine: Engine, thread_id: UUID, run_id: UUID, names: list[str], *, before: int | None = None
+) -> list[Event]:
+    """A run's stored events of some names, whatever their namespace."""
     async with engine.pool.connection() as conn:
-        params = {"thread_id": thread_id, "run_id": run_id, "name": name}
+        params = {"thread_id": thread_id, "run_id": run_id, "names": names, "before": before}
         rows = await (await conn.execute(NAMED, params)).fetchall()
     return [Event(row["seq"], row["ms"], row["run_id"], row["event"], (row["data"] or "{}").encode()) for row in rows]
+
+
+# the text is matched, not parsed: an error's message may hold what JSONB refuses
+LIFECYCLE_BEFORE = """
+SELECT substring(data FROM '^{"event":"([^"]+)"') AS event FROM run_events
+ WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s AND seq < %(seq)s AND event = 'lifecycle'
+   AND substring(data FROM '^{"event":"([^"]+)"') = ANY(%(names)s)
+ ORDER BY seq DESC LIMIT 1
+"""
+
+
+async def lifecycle_before(engine: Engine, thread_id: UUID, event: Event, names: list[str]) -> str | None:
+    """The newest of these states that the event's run was in before it."""
+    async with engine.pool.connection() as conn:
+        params = {"thread_id": thread_id, "run_id": event.run_id, "seq": event.seq, "names": names}
+        row = await (await conn.execute(LIFECYCLE_BEFORE, params)).fetchone()
+    return row["event"] if row else None
+
+
+ASKED = """
+SELECT EXISTS (SELECT 1 FROM runs WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s
+                  AND (kwargs ->> 'protocol')::bool)
+    OR EXISTS (SELECT 1 FROM interrupts WHERE thread_id = %(thread_id)s AND interrupt_id = %(interrupt_id)s
+                  AND status = 'open') AS asked
+"""
+
+
+async def is_asked(engine: Engine, thread_id: UUID, event: Event, interrupt_id: str) -> bool:
+    """Whether a question is still open, or its run keeps all its events, which tell that it is not."""
+    async with engine.pool.connection() as conn:
+        params = {"thread_id": thread_id, "run_id": event.run_id, "interrupt_id": interrupt_id}
+        row = await (await conn.execute(ASKED, params)).fetchone()
+    return bool(row and row["asked"])
 
 
 RUN_POSITION = "SELECT first_seq, status FROM runs WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s"

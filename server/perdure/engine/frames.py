@@ -2,7 +2,8 @@
 
 WIRE 7: mode `messages-tuple` is LangGraph's `messages` under the event name `messages`;
 mode `messages` accumulates it into `messages/partial` and `messages/complete`; with
-subgraphs the event name carries the namespace (`updates|child:<task>`).
+subgraphs the event name carries the namespace (`updates|child:<task>`). Mode `events` are the
+events of LangChain's `astream_events`, v2 (`chunks`).
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from langchain_core.messages import AIMessageChunk, BaseMessage, message_chunk_t
 from perdure.engine.jsonable import dumps
 
 MODES = ("values", "updates", "messages", "messages-tuple", "custom", "tasks", "checkpoints", "debug")
+EVENTS = "events"
 
 
 def graph_modes(asked: list[str]) -> list[str]:
-    """The modes that LangGraph has to stream for those that a client asked for."""
+    """The modes that LangGraph has to stream for those that a client asked for; it needs at least one."""
     modes = ["messages" if mode == "messages-tuple" else mode for mode in asked if mode in MODES]
     return list(dict.fromkeys(modes)) or ["values"]
 
@@ -27,6 +29,7 @@ class Frames:
     """Turns the chunks of one attempt into frames (event name, JSON)."""
 
     def __init__(self, asked: list[str]) -> None:
+        self._silent = not any(mode in MODES for mode in asked) and EVENTS in asked
         self._tuples = "messages-tuple" in asked
         self._whole = "messages" in asked
         self._partial: dict[str, AIMessageChunk] = {}
@@ -34,7 +37,12 @@ class Frames:
 
     def of(self, namespace: tuple[str, ...], mode: str, data: Any) -> Iterator[tuple[str, bytes]]:
         suffix = "|" + "|".join(namespace) if namespace else ""
-        if mode == "messages":
+        if mode == EVENTS:
+            metadata = {key: value for key, value in data["metadata"].items() if not key.startswith("__")}
+            yield mode, dumps({**data, "metadata": metadata})
+        elif self._silent:
+            return  # nobody asked for anything but events
+        elif mode == "messages":
             message, metadata = cast("tuple[BaseMessage, dict[str, Any]]", data)
             metadata = {key: value for key, value in metadata.items() if not key.startswith("__")}
             if self._tuples:

@@ -35,6 +35,16 @@ log = structlog.get_logger(__name__)
 GROUP_BYTES = 4 * 1024 * 1024
 GROUP_WRITES = 512
 
+# The database has undone the statement and is there: the same statement may succeed now.
+UNDONE = (
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.SerializationFailure,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.QueryCanceled,
+)
+TRIES = 5
+PAUSE_SECONDS = 0.02  # before the second try, doubled for each that follows
+
 # The statement is put together from the kinds of rows that a group has: each combination is
 # prepared once per connection, and empty inserts cost nothing.
 HEAD: LiteralString = """WITH given AS (
@@ -197,7 +207,8 @@ class GroupCommit:
         that is cancelled stops waiting; its write is made durable all the same.
 
         Raises LeaseLost when the fence is stale, StorageError when the database cannot be
-        reached, and psycopg.Error when it refuses these rows.
+        reached or undoes the statement each time (a deadlock, a lock or statement timeout),
+        and psycopg.Error when it refuses these rows.
         """
         return await asyncio.shield(self.enqueue(write))
 
@@ -220,9 +231,10 @@ class GroupCommit:
         _settle(write, StorageError("An earlier write of this attempt was lost"))
         return True
 
-    def forget(self, thread_id: UUID) -> None:
-        """An attempt on this thread has ended."""
-        self._broken.pop(thread_id, None)
+    def forget(self, thread_id: UUID, fence: int) -> None:
+        """The attempt that had this fence has ended; what is known of the thread's next owner stays."""
+        if self._broken.get(thread_id) == fence:
+            del self._broken[thread_id]
 
     def _forget(self, thread_id: UUID, done: asyncio.Future[int]) -> None:
         if self._newest.get(thread_id) is done:
@@ -235,10 +247,28 @@ class GroupCommit:
             if not group:
                 continue
             try:
-                await self._commit(group)
+                await self._commit_patiently(group)
             except Exception as exc:  # the edge of a background loop: its callers get the error
                 await self._fail_or_split(group, exc)
         self._task = None
+
+    async def _commit_patiently(self, group: list[Write]) -> None:
+        """As `_commit`, several times if the database has undone the statement and nothing is wrong with it.
+
+        Nobody overtakes the group meanwhile, so the order of its owners' writes stays.
+        """
+        tries = 1
+        while True:
+            try:
+                await self._commit(group)
+            except UNDONE as exc:
+                if tries == TRIES:
+                    raise
+                log.warning("group undone, trying again", writes=len(group), error=str(exc).strip())
+            else:
+                return
+            await asyncio.sleep(PAUSE_SECONDS * 2 ** (tries - 1))
+            tries += 1
 
     def _take(self) -> list[Write]:
         """The next writes that fit into one statement: one fence per thread."""
@@ -257,15 +287,17 @@ class GroupCommit:
         return group
 
     async def _fail_or_split(self, group: list[Write], exc: Exception) -> None:
-        """A row the database refuses fails its own write only; a lost database fails them all.
+        """A row the database refuses fails its own write only, and so does one whose thread stays locked; a
+        lost database fails them all.
 
         After a lost connection nobody knows whether the group was committed: its runs are
         retried and find what there is; until then their owners write nothing more.
         """
-        lost = isinstance(exc, psycopg.OperationalError)
+        retried = isinstance(exc, psycopg.OperationalError)
+        lost = retried and not isinstance(exc, UNDONE)
         if lost or len(group) == 1:
             for write in group:
-                if lost:
+                if retried:
                     self._broken[write.thread_id] = write.fence
                 _settle(write, _named(exc))
             return
@@ -273,7 +305,7 @@ class GroupCommit:
             if self._refused(write):
                 continue
             try:
-                await self._commit([write])
+                await self._commit_patiently([write])
             except Exception as own:  # as above
                 await self._fail_or_split([write], own)
 
@@ -325,9 +357,10 @@ def _identity(kind: str, row: Row, length: int) -> Row:
 
 
 def _named(exc: Exception) -> Exception:
-    """A lost database is worth another attempt; refused rows are not."""
+    """A lost database is worth another attempt, and so is one that is too busy; refused rows are not."""
     if isinstance(exc, psycopg.OperationalError):
-        named = StorageError(f"The database could not be reached: {str(exc).strip()}")
+        problem = "has undone the statement each time" if isinstance(exc, UNDONE) else "could not be reached"
+        named = StorageError(f"The database {problem}: {str(exc).strip()}")
         named.__cause__ = exc
         return named
     return exc

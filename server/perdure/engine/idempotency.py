@@ -33,7 +33,7 @@ async def claim(conn: Conn, key: str, request: tuple[UUID | None, NewRun], run_i
     """
     thread_id, new = request
     # a delay given as a point in time is another number of seconds at each try
-    request_data = {"thread": thread_id, **asdict(new), "after_seconds": None}
+    request_data = {"thread": thread_id, **asdict(new), "after_seconds": None, "actor": None}
     digest = hashlib.sha256(dumps(request_data)).hexdigest()
     params: dict[str, Any] = {"key": key, "hash": digest, "run_id": run_id}
     if await (await conn.execute(CLAIM, params)).fetchone():

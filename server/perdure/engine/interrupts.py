@@ -21,6 +21,8 @@ from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import RESUME
 
+from perdure.engine import access, links
+from perdure.engine.access import Within
 from perdure.engine.db import Conn, jsonb
 from perdure.engine.errors import (
     EngineError,
@@ -194,16 +196,20 @@ RECORD: LiteralString = (
 BY_TOKEN: LiteralString = "SELECT " + RECORD + ", assistant_id FROM interrupts WHERE token = %(token)s"
 
 
-async def get(engine: Engine, token: str) -> dict[str, Any]:
-    """Raises QuestionNotFound."""
-    row = await _by_token(engine, token)
+async def get(engine: Engine, token: str, *, within: Within = None) -> dict[str, Any]:
+    """A question with its `url`, see `links`. Raises QuestionNotFound, also when its thread is not `within`."""
+    row = await _by_token(engine, token, within)
     del row["assistant_id"]
-    return row
+    return (await links.with_urls(engine, [row]))[0]
 
 
-async def _by_token(engine: Engine, token: str) -> dict[str, Any]:
+async def _by_token(engine: Engine, token: str, within: Within = None) -> dict[str, Any]:
+    from perdure.engine import threads
+
     async with engine.pool.connection() as conn:
         row = await (await conn.execute(BY_TOKEN, {"token": token})).fetchone()
+        if row is not None and not await threads.permitted(conn, row["thread_id"], within):
+            row = None
     if row is None:
         raise QuestionNotFound("No question has this token")
     return row
@@ -216,6 +222,8 @@ SEARCH: LiteralString = (
  WHERE (%(status)s::text IS NULL OR status = %(status)s)
    AND (%(agent)s::text IS NULL OR graph_id = %(agent)s)
    AND (%(thread_id)s::uuid IS NULL OR thread_id = %(thread_id)s)
+   AND (%(within)s::jsonb IS NULL OR EXISTS (
+        SELECT 1 FROM threads t WHERE t.thread_id = interrupts.thread_id AND t.metadata @> %(within)s))
    AND (%(before)s::timestamptz IS NULL OR (created_at, token) < (%(before)s, %(before_token)s))
  ORDER BY created_at DESC, token DESC
  LIMIT %(limit)s"""
@@ -230,16 +238,33 @@ async def search(
     thread_id: UUID | None = None,
     limit: int = 100,
     cursor: str | None = None,
+    within: Within = None,
 ) -> list[dict[str, Any]]:
-    """Questions, newest first; `cursor` is the token of the last row of the page before.
+    """Questions (of threads `within`) with their `url`, newest first; `cursor` is the token of the last row
+    of the page before.
 
     Raises QuestionNotFound for an unknown cursor.
     """
-    last = await get(engine, cursor) if cursor else {"created_at": None, "token": None}
+    last = await _by_token(engine, cursor, within) if cursor else {"created_at": None, "token": None}
     params = {"status": status, "agent": agent, "thread_id": thread_id, "limit": limit}
+    params |= {"within": access.parameter(within)}
     async with engine.pool.connection() as conn:
         found = await conn.execute(SEARCH, {**params, "before": last["created_at"], "before_token": last["token"]})
-        return await found.fetchall()
+        rows = await found.fetchall()
+    return await links.with_urls(engine, rows)
+
+
+OF_RUN: LiteralString = (
+    "SELECT "
+    + RECORD
+    + """ FROM interrupts WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s
+ ORDER BY created_at, token LIMIT %(limit)s"""
+)
+
+
+async def of_run(conn: Conn, thread_id: UUID, run_id: UUID, *, limit: int) -> list[dict[str, Any]]:
+    """The questions that a run has asked, in their order."""
+    return await (await conn.execute(OF_RUN, {"thread_id": thread_id, "run_id": run_id, "limit": limit})).fetchall()
 
 
 async def resolve(
@@ -266,7 +291,22 @@ async def resolve(
 
 async def reject(engine: Engine, token: str, reason: str | None, *, by: str | None = None) -> dict[str, Any]:
     """Answer "no"; `approval()` returns it as `Answer(approved=False, reason=…)`. Raises as `resolve` does."""
-    return await resolve(engine, token, {"approved": False, "reason": reason}, by=by, status="rejected")
+    row = await _by_token(engine, token)
+    return await resolve(engine, token, decision(row["question"], False, reason), by=by, status="rejected")
+
+
+def decision(question: Any, approved: bool, reason: str | None = None) -> Any:
+    """A person's yes or no as who asked understands it.
+
+    LangChain's human-in-the-loop middleware wants one decision for each of its `action_requests`;
+    `approval()`, whose question has a text, understands a bare yes and no.
+    """
+    asked = cast("dict[str, Any]", question) if isinstance(question, dict) else {}
+    actions = asked.get("action_requests")
+    if isinstance(actions, list) and actions and "question" not in asked:
+        no = {"type": "reject", **({"message": reason} if reason else {})}
+        return {"decisions": [{"type": "approve"} if approved else no for _ in cast("list[Any]", actions)]}
+    return True if approved else {"approved": False, "reason": reason}
 
 
 DUE = """
@@ -327,7 +367,7 @@ async def time_out(engine: Engine) -> int:
 
     Any number of processes may do so at once: the first wins.
     """
-    from perdure.engine import queue, runs
+    from perdure.engine import queue, threads
 
     async with engine.pool.connection() as conn:
         due = await (await conn.execute(DUE)).fetchall()
@@ -340,7 +380,7 @@ async def time_out(engine: Engine) -> int:
         except EngineError as exc:  # its graph or assistant is gone: nobody can go on with it
             log.error("deadline passed, but the run cannot go on", token=row["token"], error=str(exc))
             async with engine.pool.connection() as conn, conn.transaction():
-                await runs.lock(conn, row["thread_id"])
+                await threads.lock(conn, row["thread_id"])
                 await conn.execute(GIVE_UP, {"token": row["token"]})
                 await queue.promote(conn, row["thread_id"])
             continue

@@ -15,12 +15,12 @@ import sys
 import threading
 import time
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import structlog
 
-from perdure.engine import loops, queue, sweeper
+from perdure.engine import loops, meters, queue, sweeper
 from perdure.engine.core import Engine
 from perdure.engine.db import Conn, connect
 
@@ -100,8 +100,7 @@ class LeaseThread(threading.Thread):
                 await self._hand_back(conn, worker_id, lost=True)
             await self._pause(SWEEP_SECONDS)
         self.worker_id = None
-        await self._hand_back(conn, worker_id)
-        await conn.execute(sweeper.FORGET, {"worker_id": worker_id})
+        await self._hand_back(conn, worker_id, unregister=True)
 
     async def _keep_sweeping(self) -> None:
         """Sweep beside the leases, on connections that never wait long for a lock: renewing must not wait."""
@@ -127,20 +126,21 @@ class LeaseThread(threading.Thread):
         """Wait, or less if the worker is told to stop."""
         await asyncio.to_thread(self._stopping.wait, seconds)
 
-    async def _hand_back(self, conn: Conn, worker_id: UUID, *, lost: bool = False) -> None:
+    async def _hand_back(self, conn: Conn, worker_id: UUID, *, lost: bool = False, unregister: bool = False) -> None:
         """Ownership first; stopping the code comes after, and nobody waits for it.
 
-        `lost`: their code blocks the loop, which counts as a failure of each.
+        `lost`: their code blocks the loop, which counts as a failure of each. `unregister`: nothing
+        is claimed under this identity any more, not even by a claim that is on its way.
         """
         settings = self.worker.settings
-        runs = await queue.release(
-            conn,
-            worker_id=worker_id,
-            lost=lost,
-            max_attempts=settings.max_attempts,
-            initial=settings.retry_initial_seconds,
-            cap=settings.retry_cap_seconds,
-        )
+        policy: dict[str, Any] = {
+            "lost": lost,
+            "max_attempts": settings.max_attempts,
+            "initial": settings.retry_initial_seconds,
+            "cap": settings.retry_cap_seconds,
+        }
+        give_up = queue.unregister if unregister else queue.release
+        runs = await give_up(conn, worker_id=worker_id, **policy)
         if runs:
             log.info("handed back", runs=[str(run["run_id"]) for run in runs])
         self.worker.abandon()
@@ -148,6 +148,7 @@ class LeaseThread(threading.Thread):
     def _watch_loop(self) -> None:
         """Notice an attempt loop that author code blocks, and show where."""
         lag = self.worker.lag()
+        meters.loop_lag.labels("attempts").set(max(0.0, lag - SWEEP_SECONDS))  # it was asked to turn that long ago
         if lag > STUCK_SECONDS and not self.stuck:
             frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage] (the documented way to see another thread)
             stack = frames.get(self.worker.ident or 0)

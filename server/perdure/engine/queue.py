@@ -8,6 +8,9 @@
 The truth is the `runs` row. Claiming takes the thread's row with SKIP LOCKED, raises its
 fence and thereby shuts out whoever owned the thread before. All functions here lock the
 thread first and the run second.
+
+A run that is paused before it starts is not the head of its queue. It keeps its place there, and
+what comes behind it waits; an answer comes before it.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from perdure.engine import children, events, webhooks
+from perdure.engine import children, events, push, webhooks
 from perdure.engine.db import Conn, Pool, jsonb
 from perdure.engine.errors import LeaseLost
 from perdure.engine.hub import Event
@@ -30,7 +33,8 @@ class Claimed:
     """A run that this worker owns now, and what the thread looked like at that moment.
 
     `head_run_id` is the run that made the newest checkpoint; `head_commanded` says that the
-    writes of this run's command are stored on it already.
+    writes of this run's command are stored on it already. `abandons_saga`: its input has not
+    been applied yet, and would leave a saga open (`stop.compensate_first`). `actor`: see `access.Actor`.
     """
 
     thread_id: UUID
@@ -47,6 +51,8 @@ class Claimed:
     head: str | None
     head_run_id: str | None
     head_commanded: bool
+    abandons_saga: bool
+    actor: dict[str, Any] | None = None
 
 
 CLAIM = """
@@ -54,9 +60,11 @@ WITH ready AS (
     SELECT r.thread_id, r.run_id, r.priority, r.queue_no
       FROM runs r JOIN threads t ON t.thread_id = r.thread_id
      WHERE r.ready_at <= now() AND r.status IN ('pending', 'suspended') AND r.graph_id = ANY(%(graphs)s)
-       AND (t.run_id = r.run_id OR t.run_id IS NULL AND (r.priority OR NOT EXISTS (
-                SELECT 1 FROM runs a WHERE a.thread_id = r.thread_id AND a.priority
-                   AND a.status = 'pending' AND a.ready_at <= now())))
+       AND (t.run_id = r.run_id OR t.run_id IS NULL AND NOT EXISTS (
+                SELECT 1 FROM runs a WHERE a.thread_id = r.thread_id
+                   AND CASE a.status WHEN 'pending' THEN a.priority AND NOT r.priority AND a.ready_at <= now()
+                                     WHEN 'paused' THEN a.available_at <= now()
+                                          AND (NOT a.priority, a.queue_no) < (NOT r.priority, r.queue_no) END))
        AND NOT (r.behind_question AND r.attempt = 0 AND EXISTS (
                 SELECT 1 FROM interrupts i WHERE i.thread_id = r.thread_id AND i.status = 'open'))
      ORDER BY r.ready_at, r.queue_no
@@ -64,9 +72,12 @@ WITH ready AS (
        FOR UPDATE OF t, r SKIP LOCKED
 ), first AS (
     SELECT DISTINCT ON (thread_id) thread_id, run_id FROM ready ORDER BY thread_id, priority DESC, queue_no
+), me AS (  -- only when there is something to claim: locking a row is a write
+    SELECT worker_id FROM workers WHERE worker_id = %(worker_id)s AND EXISTS (SELECT 1 FROM first)
+       FOR KEY SHARE SKIP LOCKED  -- locked: this worker is handing back its runs, or was found dead
 ), owned AS (
     UPDATE threads t SET fence = t.fence + 1, run_id = first.run_id, status = 'busy', updated_at = now()
-      FROM first WHERE t.thread_id = first.thread_id
+      FROM first, me WHERE t.thread_id = first.thread_id
     RETURNING t.thread_id, t.fence, first.run_id
 ), superseded AS (  -- input that was accepted before the question was asked overtakes it now
     UPDATE interrupts i SET status = 'superseded'
@@ -90,19 +101,28 @@ UPDATE runs r
    SET status = 'running', attempt = r.attempt + 1, ready_at = NULL, woken = false, worker_id = %(worker_id)s,
        lease_until = now() + make_interval(secs => %(lease_seconds)s),
        started_at = coalesce(r.started_at, now()), updated_at = now(),
+       overdue_at = coalesce(r.overdue_at, now() + make_interval(secs => r.max_seconds)),
        base_checkpoint_id = coalesce(r.base_checkpoint_id, head.checkpoint_id, ''),
        base_commands = coalesce(r.base_commands, head.commands, 0),
        base_tasks = coalesce(r.base_tasks, head.tasks, '{}')
   FROM owned LEFT JOIN head ON head.thread_id = owned.thread_id
  WHERE r.thread_id = owned.thread_id AND r.run_id = owned.run_id
 RETURNING r.thread_id, r.run_id, owned.fence, r.attempt, r.failures, r.graph_id, r.assistant_id, r.kwargs, r.metadata,
-          r.cancelling, r.base_checkpoint_id, head.checkpoint_id AS head, head.run_id AS head_run_id,
-          coalesce(head.commands, 0) > r.base_commands AS head_commanded
+          r.actor, r.cancelling, r.base_checkpoint_id, head.checkpoint_id AS head, head.run_id AS head_run_id,
+          coalesce(head.commands, 0) > r.base_commands AS head_commanded,
+          r.kwargs -> 'input' <> 'null'::jsonb AND r.kwargs -> 'command' = 'null'::jsonb
+          AND head.run_id IS DISTINCT FROM r.run_id::text AND EXISTS (
+              SELECT 1 FROM steps s WHERE s.thread_id = r.thread_id AND s.name = 'saga' AND s.status = 'open'
+          ) AS abandons_saga
 """
 
 
 async def claim(pool: Pool, *, worker_id: UUID, graphs: list[str], slots: int, lease_seconds: float) -> list[Claimed]:
-    """Take up to `slots` runs that may start now, oldest first, one per thread. One statement."""
+    """Take up to `slots` runs that may start now, oldest first, one per thread. One statement.
+
+    Nothing is claimed for a worker that is not registered any more: `unregister` waits for a claim in
+    flight, and gives back what that has taken.
+    """
     params = {"worker_id": worker_id, "graphs": graphs, "slots": slots, "lease_seconds": lease_seconds}
     async with pool.connection() as conn:
         cursor = await conn.execute(CLAIM, params)
@@ -113,7 +133,10 @@ NEXT_READY = """
 SELECT extract(epoch FROM min(r.ready_at) - now())::float8 AS seconds
   FROM runs r JOIN threads t ON t.thread_id = r.thread_id
  WHERE r.ready_at IS NOT NULL AND r.status IN ('pending', 'suspended') AND r.graph_id = ANY(%(graphs)s)
-   AND (t.run_id IS NULL OR t.run_id = r.run_id)
+   AND (t.run_id = r.run_id OR t.run_id IS NULL AND NOT EXISTS (
+            SELECT 1 FROM runs a WHERE a.thread_id = r.thread_id AND a.status = 'paused'
+               AND a.available_at <= greatest(r.ready_at, now())
+               AND (NOT a.priority, a.queue_no) < (NOT r.priority, r.queue_no)))
    AND NOT (r.behind_question AND r.attempt = 0 AND EXISTS (
             SELECT 1 FROM interrupts i WHERE i.thread_id = r.thread_id AND i.status = 'open'))
 """
@@ -195,6 +218,19 @@ async def release(
     return rows
 
 
+FORGET = "DELETE FROM workers WHERE worker_id = %(worker_id)s"
+
+
+async def unregister(conn: Conn, worker_id: UUID, **policy: Any) -> list[dict[str, Any]]:
+    """A worker ends, or has died: give back its runs, see `release`; it claims nothing any more. One transaction.
+
+    Its row goes first. That waits for a claim in flight, whose runs the release then sees.
+    """
+    async with conn.transaction():
+        await conn.execute(FORGET, {"worker_id": worker_id})
+        return await release(conn, worker_id=worker_id, **policy)
+
+
 RETRY_THREAD = """
 UPDATE threads SET fence = fence + 1 WHERE thread_id = %(thread_id)s AND fence = %(fence)s RETURNING fence
 """
@@ -254,7 +290,8 @@ async def suspend(conn: Conn, run: Claimed, *, until: float | None, frames: list
 SETTLE_THREAD = """
 UPDATE threads t
    SET fence = t.fence + 1, run_id = NULL,
-       status = CASE WHEN EXISTS (SELECT 1 FROM runs r WHERE r.thread_id = t.thread_id AND r.status = 'pending'
+       status = CASE WHEN EXISTS (SELECT 1 FROM runs r
+                                   WHERE r.thread_id = t.thread_id AND r.status IN ('pending', 'paused')
                                      AND (NOT r.behind_question OR %(status)s <> 'interrupted')
                                      AND r.run_id <> %(run_id)s)
                      THEN 'busy' ELSE %(status)s END,
@@ -275,10 +312,13 @@ WITH ended AS (
     RETURNING thread_id, run_id, kwargs
 ), purge AS (
     INSERT INTO purges (thread_id, run_id)
-    SELECT thread_id, run_id FROM ended WHERE NOT coalesce((kwargs ->> 'resumable')::bool, false)
+    SELECT thread_id, run_id FROM ended
+     WHERE NOT coalesce((kwargs ->> 'resumable')::bool, false) AND NOT coalesce((kwargs ->> 'protocol')::bool, false)
     ON CONFLICT DO NOTHING
 )
-SELECT kwargs ->> 'webhook' AS webhook FROM ended
+SELECT kwargs ->> 'webhook' AS webhook,
+       EXISTS (SELECT 1 FROM push_configs p WHERE p.thread_id = ended.thread_id) AS pushed
+  FROM ended
 """
 
 PROMOTE = """
@@ -288,6 +328,9 @@ UPDATE runs SET ready_at = greatest(available_at, now())
         WHERE r.thread_id = %(thread_id)s AND r.status = 'pending' AND r.ready_at IS NULL
           AND NOT (r.behind_question AND EXISTS (
                    SELECT 1 FROM interrupts i WHERE i.thread_id = r.thread_id AND i.status = 'open'))
+          AND NOT EXISTS (SELECT 1 FROM runs a WHERE a.thread_id = r.thread_id AND a.status = 'paused'
+                             AND a.available_at <= now()
+                             AND (NOT a.priority, a.queue_no) < (NOT r.priority, r.queue_no))
         ORDER BY r.priority DESC, r.queue_no LIMIT 1)
 RETURNING run_id
 """
@@ -321,6 +364,8 @@ async def end_run(conn: Conn, thread_id: UUID, run_id: UUID, status: str, error:
     row = await cursor.fetchone()
     if row and row["webhook"]:
         await webhooks.add(conn, thread_id, run_id)
+    if row and row["pushed"]:
+        await push.tell(conn, thread_id, run_id)
 
 
 async def promote(conn: Conn, thread_id: UUID) -> None:

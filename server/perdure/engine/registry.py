@@ -15,7 +15,8 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -35,9 +36,11 @@ from langgraph.graph import StateGraph
 from langgraph.pregel import Pregel
 from langgraph.store.base import BaseStore
 
-from perdure.engine import drawing
+from perdure.engine import drawing, examples, timelimits, ttl
 from perdure.engine.drawing import Graph
 from perdure.engine.errors import GraphNotFound, InvalidInput
+from perdure.engine.examples import Example
+from perdure.engine.timelimits import NO_LIMITS, Limits
 
 log = structlog.get_logger(__name__)
 
@@ -60,13 +63,18 @@ class GraphEntry:
     graph: Graph | None
     factory: Callable[..., Any] | None = None
     takes_config: bool = False
+    examples: tuple[Example, ...] = ()
+    limits: Limits = NO_LIMITS
 
 
 class Registry:
     """All graphs of one langgraph.json; `config` is its raw content, for whoever owns the other sections."""
 
-    def __init__(self, config: dict[str, Any], graphs: Mapping[str, GraphEntry]) -> None:
+    def __init__(
+        self, config: dict[str, Any], graphs: Mapping[str, GraphEntry], roots: Sequence[Path] = (Path("."),)
+    ) -> None:
         self.config = config
+        self._roots = list(roots)
         self.graphs = dict(graphs)
         self._shapes: dict[str, Graph] = {}
         self._described: dict[tuple[object, ...], dict[str, Any]] = {}
@@ -84,9 +92,28 @@ class Registry:
         folder = Path(os.path.abspath(config_path)).parent
         roots = _roots(folder, config)
         sys.path[:] = [*map(str, roots), *(p for p in sys.path if Path(p or ".").absolute() not in roots)]
-        graphs = {graph_id: _load_entry(graph_id, spec, roots) for graph_id, spec in config["graphs"].items()}
+        graphs = {
+            graph_id: _load_entry(config_path, graph_id, spec, roots) for graph_id, spec in config["graphs"].items()
+        }
+        try:
+            ttl.configured(config)
+        except ValueError as exc:
+            raise ConfigError(f"{config_path}: {exc}") from exc
         log.info("graphs loaded", config=str(config_path), graphs=list(graphs))
-        return cls(config, graphs)
+        return cls(config, graphs, roots)
+
+    def named(self, section: str, spec: Any) -> Any:
+        """What another section of langgraph.json names as `./file.py:attribute` (`auth`, `http.app`).
+
+        Raises ConfigError naming the section and the cause.
+        """
+        if not isinstance(spec, str) or not all(spec.rpartition(":")[::2]):
+            raise ConfigError(f"{section}: {spec!r} is not of the form './file.py:attribute'")
+        where, _, attribute = spec.rpartition(":")
+        try:
+            return getattr(_import(where, self._roots), attribute)
+        except (Exception, SystemExit) as exc:
+            raise ConfigError(f"{section} ({spec}) cannot be loaded: {_cause(exc)}") from exc
 
     @property
     def graph_ids(self) -> list[str]:
@@ -123,12 +150,25 @@ class Registry:
         entry = self.entry(graph_id)
         async with AsyncExitStack() as stack:
             graph = entry.graph or await _build(entry, config or {}, stack)
-            update: dict[str, Any] = {"checkpointer": checkpointer}
-            if store is not None:
-                update["store"] = store
-            if graph.name == UNNAMED:
-                update["name"] = graph_id
-            yield graph.copy(update=update)
+            yield _copy(graph, graph_id, checkpointer, store)
+
+    async def look(
+        self,
+        graph_id: str,
+        config: RunnableConfig | None = None,
+        *,
+        checkpointer: BaseCheckpointSaver[Any] | None,
+    ) -> Graph:
+        """As `open`, to read states with the graph and never to run it, on a loop that must not be blocked.
+
+        A factory is executed beside every event loop, and what it has opened is closed again.
+        """
+        entry = self.entry(graph_id)
+        loop = asyncio.get_running_loop()
+        graph = entry.graph
+        if graph is None:
+            graph = await loop.run_in_executor(_FACTORIES, _build_closed, entry, config or {})
+        return _copy(graph, graph_id, checkpointer, None)
 
     async def draw(self, graph_id: str, xray: bool | int = False) -> dict[str, Any]:
         """Nodes and edges, see `drawing.draw`. Do not change the answer: it is kept and shared.
@@ -182,8 +222,7 @@ class Registry:
     async def _shape(self, graph_id: str) -> Graph:
         """The graph to look at, never to run: a factory's is built once, with an empty config."""
         if graph_id not in self._shapes:
-            async with self.open(graph_id, checkpointer=None) as graph:
-                self._shapes[graph_id] = graph
+            self._shapes[graph_id] = await self.look(graph_id, checkpointer=None)
         return self._shapes[graph_id]
 
 
@@ -207,11 +246,16 @@ def _roots(folder: Path, config: dict[str, Any]) -> list[Path]:
     return list(dict.fromkeys([folder, *(Path(os.path.abspath(folder / d)) for d in local)]))
 
 
-def _load_entry(graph_id: str, spec: Any, roots: list[Path]) -> GraphEntry:
-    description: str | None = None
+def _load_entry(config_path: Path, graph_id: str, spec: Any, roots: list[Path]) -> GraphEntry:
+    about: examples.About = {}
+    limits = NO_LIMITS
     if isinstance(spec, dict):
         parts = cast("dict[str, Any]", spec)
-        spec, description = parts.get("path"), parts.get("description")
+        try:
+            about, limits = examples.read(parts), timelimits.read(parts)
+        except ValueError as exc:
+            raise ConfigError(f"{config_path}: graph '{graph_id}': {exc}") from exc
+        spec = parts.get("path")
     if not isinstance(spec, str) or not all(spec.rpartition(":")[::2]):
         raise ConfigError(
             f"Graph '{graph_id}': {spec!r} is not of the form './file.py:attribute' or 'package.module:attribute'"
@@ -223,13 +267,15 @@ def _load_entry(graph_id: str, spec: Any, roots: list[Path]) -> GraphEntry:
     except (Exception, SystemExit) as exc:
         raise ConfigError(f"Graph '{graph_id}' ({spec}) cannot be loaded: {_cause(exc)}") from exc
     value = _compiled(value)
+    description, shown = about.get("description"), tuple(about.get("examples", ()))
     if isinstance(value, Pregel):
-        return GraphEntry(graph_id, spec, description, cast(Graph, value))
+        return GraphEntry(graph_id, spec, description, cast(Graph, value), examples=shown, limits=limits)
     if not callable(value):
         raise ConfigError(
             f"Graph '{graph_id}' ({spec}) is a {type(value).__name__}; expected a graph or a function that returns one"
         )
-    return GraphEntry(graph_id, spec, description, None, value, _takes_config(graph_id, spec, value))
+    takes_config = _takes_config(graph_id, spec, value)
+    return GraphEntry(graph_id, spec, description, None, value, takes_config, shown, limits)
 
 
 def _import(where: str, roots: list[Path]) -> ModuleType:
@@ -281,6 +327,28 @@ def _takes_config(graph_id: str, spec: str, factory: Callable[..., Any]) -> bool
         )
     first = next(iter(parameters), None)
     return bool(required) or (first is not None and first.name == "config")
+
+
+def _copy(graph: Graph, graph_id: str, checkpointer: BaseCheckpointSaver[Any] | None, store: BaseStore | None) -> Graph:
+    update: dict[str, Any] = {"checkpointer": checkpointer}
+    if store is not None:
+        update["store"] = store
+    if graph.name == UNNAMED:
+        update["name"] = graph_id
+    return graph.copy(update=update)
+
+
+_FACTORIES = ThreadPoolExecutor(8, thread_name_prefix="factory")
+
+
+def _build_closed(entry: GraphEntry, config: RunnableConfig) -> Graph:
+    """In a thread, with an event loop of its own for as long as the factory needs one."""
+
+    async def build() -> Graph:
+        async with AsyncExitStack() as stack:
+            return await _build(entry, config, stack)
+
+    return asyncio.run(build())
 
 
 async def _build(entry: GraphEntry, config: RunnableConfig, stack: AsyncExitStack) -> Graph:

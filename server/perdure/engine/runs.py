@@ -1,4 +1,4 @@
-"""Runs: accepting, reading, cancelling and deleting them (table `runs`, apart from the queue).
+"""Runs: accepting, reading and deleting them (table `runs`, apart from the queue; `stop` ends them early).
 
 `enqueue` is the one way in. Its transaction locks (or makes) the thread, applies the
 multitask rule, accepts an answer, stores the run with its whole input and the first event,
@@ -14,7 +14,20 @@ from uuid import UUID, uuid4
 
 from uuid_utils.compat import uuid7
 
-from perdure.engine import assistants, children, events, idempotency, interrupts, queue, state, threads
+from perdure.engine import (
+    access,
+    assistants,
+    children,
+    events,
+    idempotency,
+    interrupts,
+    queue,
+    state,
+    stop,
+    threads,
+    timelimits,
+)
+from perdure.engine.access import Actor, Within
 from perdure.engine.db import Conn, jsonb
 from perdure.engine.errors import InvalidInput, RunFinished, RunNotFound, RunRejected, ThreadNotFound
 from perdure.engine.hub import Event
@@ -22,8 +35,6 @@ from perdure.engine.wake import NOTIFY_WORK, wake
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine
-
-Action = Literal["interrupt", "rollback"]
 
 MAX_DELAY = timedelta(days=3660)
 ACTIVE = ("pending", "running", "suspended", "paused")
@@ -40,6 +51,7 @@ class NewRun:
 
     `behind_question`: wait while the thread has an open question, instead of superseding it.
     `protocol`: record every channel of the event protocol (`channels`), whatever `stream_mode` says.
+    `actor`: for whom it acts; without one, for whom the run `like` (of the same thread) does.
     """
 
     assistant: str
@@ -60,11 +72,14 @@ class NewRun:
     on_disconnect: Literal["continue", "cancel"] = "continue"
     on_completion: Literal["delete", "keep"] = "delete"
     after_seconds: float = 0
+    max_duration: float | None = None
     webhook: str | None = None
     durability: str = "sync"
     idempotency_key: str | None = None
     behind_question: bool = False
     protocol: bool = False
+    actor: Actor | None = None
+    like: UUID | None = None
 
 
 def record(row: dict[str, Any]) -> dict[str, Any]:
@@ -98,24 +113,23 @@ def again(run: dict[str, Any], **changes: Any) -> NewRun:
         "interrupt_before": kwargs.get("interrupt_before"),
         "interrupt_after": kwargs.get("interrupt_after"),
         "webhook": kwargs.get("webhook"),
+        "max_duration": kwargs.get("max_duration"),
         "durability": kwargs.get("durability") or "sync",
         "protocol": bool(kwargs.get("protocol")),
+        "like": run["run_id"],
     }
     return NewRun(**{**same, **changes})
 
 
-LOCK_THREAD = """
-SELECT thread_id, run_id, status, metadata, config, event_seq, interrupts
-  FROM threads WHERE thread_id = %(thread_id)s FOR UPDATE
-"""
-
 INSERT: LiteralString = (
     """
 INSERT INTO runs (thread_id, run_id, assistant_id, graph_id, ready_at, available_at, priority, behind_question,
-                  multitask_strategy, metadata, kwargs, first_seq)
+                  multitask_strategy, metadata, kwargs, first_seq, max_seconds, actor)
 SELECT %(thread_id)s, %(run_id)s, %(assistant_id)s, %(graph_id)s,
        CASE WHEN %(ready)s THEN now() + %(delay)s END, now() + %(delay)s, %(priority)s, %(behind_question)s,
-       %(multitask_strategy)s, %(metadata)s, %(kwargs)s, %(first_seq)s
+       %(multitask_strategy)s, %(metadata)s, %(kwargs)s, %(first_seq)s, %(max_seconds)s,
+       coalesce(%(actor)s::jsonb, (SELECT r.actor FROM runs r
+                                    WHERE r.thread_id = %(thread_id)s AND r.run_id = %(like)s))
 RETURNING """
     + COLUMNS
 )
@@ -147,8 +161,8 @@ async def enqueue(
 
     With an idempotency key that was used for the same request, the first run is returned.
 
-    Raises ThreadNotFound, AssistantNotFound, GraphNotFound, RunRejected, QuestionClosed,
-    InvalidInput, IdempotencyMismatch; nothing is stored then.
+    Raises ThreadNotFound, AssistantNotFound, GraphNotFound (also for what its actor may not use),
+    RunRejected, QuestionClosed, InvalidInput, IdempotencyMismatch; nothing is stored then.
     """
     async with engine.pool.connection() as conn, conn.transaction():
         run, published = await enqueue_in(engine, conn, thread_id, new, answered_as=answered_as, by=by, token=token)
@@ -174,25 +188,30 @@ async def enqueue_in(
     delay = _delay(new.after_seconds)
     stateless = thread_id is None
     temporary = stateless and new.on_completion == "delete"
-    assistant = await assistants.resolve(engine, conn, new.assistant)
+    actor = new.actor
+    assistant = await assistants.resolve(engine, conn, new.assistant, within=actor.assistants if actor else None)
     run_id = uuid7()
     if new.idempotency_key:
         first = await idempotency.claim(conn, new.idempotency_key, (thread_id, new), run_id)
         if first is not None:
             return await get_in(conn, *first), []
     thread_id = thread_id or uuid4()
-    thread = await lock(conn, thread_id, create=stateless or new.if_not_exists == "create", temporary=temporary)
+    if stateless or new.if_not_exists == "create":
+        await threads.insert(engine, conn, thread_id, actor.owns if actor else {}, temporary=temporary)
+    thread = await threads.lock(conn, thread_id)
+    if actor and not await threads.permitted(conn, thread_id, actor.threads):
+        raise ThreadNotFound(f"Thread with ID {thread_id} not found")
     if new.idempotency_key:
         await idempotency.settle(conn, new.idempotency_key, thread_id)
-    active = await _active(conn, thread_id)
+    active = await stop.active(conn, thread_id)
     if active and new.multitask_strategy == "reject":
         raise RunRejected(
             "Thread is already running a task. Wait for it to finish or choose a different multitask strategy."
         )
     if new.multitask_strategy in ("interrupt", "rollback"):
         for run in active:
-            action: Action = "rollback" if new.multitask_strategy == "rollback" else "interrupt"
-            _, stopped = await _stop(engine, conn, thread, run, action, successor=True)
+            action: stop.Action = "rollback" if new.multitask_strategy == "rollback" else "interrupt"
+            _, stopped = await stop.cancel_in(engine, conn, thread, run, action, successor=True)
             if stopped and thread["run_id"] == run["run_id"]:
                 thread = {**thread, "run_id": None}
     command, answered = new.command, None
@@ -227,10 +246,15 @@ async def enqueue_in(
             "metadata": jsonb(metadata),
             "kwargs": jsonb(_kwargs(new, config, assistant["context"], temporary, answered)),
             "first_seq": thread["event_seq"],
+            "actor": jsonb(actor.stored()) if actor else None,
+            "like": new.like,
+            "max_seconds": new.max_duration or timelimits.limits_of(engine, assistant["graph_id"]).max_duration,
         },
     )
     row = await cursor.fetchone()
     assert row is not None
+    if answered:
+        await children.inherit(conn, thread_id, run_id, answered)
     owner = {"graph_id": assistant["graph_id"], "assistant_id": str(assistant["assistant_id"])}
     await conn.execute(
         TOUCH_THREAD,
@@ -252,26 +276,6 @@ def _delay(seconds: float) -> timedelta:
     if not 0 <= seconds <= MAX_DELAY.total_seconds():
         raise InvalidInput("after_seconds", f"must be between 0 and {int(MAX_DELAY.total_seconds())}")
     return timedelta(seconds=seconds)
-
-
-async def lock(conn: Conn, thread_id: UUID, *, create: bool = False, temporary: bool = False) -> dict[str, Any]:
-    """The thread's row, locked until the caller's transaction ends. Raises ThreadNotFound."""
-    if create:
-        await threads.insert(conn, thread_id, {}, temporary=temporary)
-    row = await (await conn.execute(LOCK_THREAD, {"thread_id": thread_id})).fetchone()
-    if row is None:
-        raise ThreadNotFound(f"Thread with ID {thread_id} not found")
-    return row
-
-
-ACTIVE_RUNS = """
-SELECT run_id, status, graph_id, base_checkpoint_id, base_tasks, cancelling, kwargs FROM runs
- WHERE thread_id = %(thread_id)s AND status IN ('pending', 'running', 'suspended', 'paused') ORDER BY queue_no
-"""
-
-
-async def _active(conn: Conn, thread_id: UUID) -> list[dict[str, Any]]:
-    return await (await conn.execute(ACTIVE_RUNS, {"thread_id": thread_id})).fetchall()
 
 
 def _merge(*parts: dict[str, Any] | None) -> dict[str, Any]:
@@ -307,6 +311,7 @@ def _kwargs(
         "resumable": new.stream_resumable,
         "durability": new.durability,
         "on_disconnect": new.on_disconnect,
+        **({"max_duration": new.max_duration} if new.max_duration else {}),
         **({"protocol": True} if new.protocol else {}),
         **({"answered": answered} if answered is not None else {}),
     }
@@ -329,13 +334,16 @@ async def get_in(conn: Conn, thread_id: UUID, run_id: UUID) -> dict[str, Any]:
     return record(row)
 
 
-THREAD_OF = "SELECT thread_id FROM runs WHERE run_id = %(run_id)s"
+PERMITTED: LiteralString = """(%(within)s::jsonb IS NULL OR EXISTS (
+        SELECT 1 FROM threads t WHERE t.thread_id = runs.thread_id AND t.metadata @> %(within)s))"""
+THREAD_OF: LiteralString = "SELECT thread_id FROM runs WHERE run_id = %(run_id)s AND " + PERMITTED
 
 
-async def thread_of(engine: Engine, run_id: UUID) -> UUID:
-    """The thread that a run belongs to. Raises RunNotFound."""
+async def thread_of(engine: Engine, run_id: UUID, *, within: Within = None) -> UUID:
+    """The thread that a run belongs to. Raises RunNotFound, also when that thread is not `within`."""
     async with engine.pool.connection() as conn:
-        row = await (await conn.execute(THREAD_OF, {"run_id": run_id})).fetchone()
+        params = {"run_id": run_id, "within": access.parameter(within)}
+        row = await (await conn.execute(THREAD_OF, params)).fetchone()
     if row is None:
         raise RunNotFound(f"Run with ID {run_id} not found")
     return row["thread_id"]
@@ -362,215 +370,14 @@ async def list_runs(
         return [record(row) for row in await (await conn.execute(LIST, params)).fetchall()]
 
 
-DELETE = """
-WITH gone AS (
-    DELETE FROM runs WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s RETURNING thread_id, run_id
-)
-INSERT INTO purges (thread_id, run_id) SELECT thread_id, run_id FROM gone
-ON CONFLICT (thread_id, run_id) DO UPDATE SET purge_at = excluded.purge_at
-"""
-
-
 async def delete(engine: Engine, thread_id: UUID, run_id: UUID) -> None:
     """Forget a run that has ended. Raises RunNotFound, and RunFinished while it is active."""
     async with engine.pool.connection() as conn, conn.transaction():
-        await lock(conn, thread_id)
+        await threads.lock(conn, thread_id)
         run = await get_in(conn, thread_id, run_id)
         if run["status"] in ACTIVE or run.get("paused"):
             raise RunFinished(f"Run {run_id} is {run['status']}; cancel it before you delete it")
-        await conn.execute(DELETE, {"thread_id": thread_id, "run_id": run_id})
-
-
-async def cancel(
-    engine: Engine, thread_id: UUID, run_id: UUID, action: Action = "interrupt", *, compensate: bool = True
-) -> None:
-    """Stop a run. `interrupt` keeps its finished steps, `rollback` deletes it and its checkpoints.
-
-    Ownership is taken away in this transaction, so nothing more can be written; the worker
-    learns of it afterwards. A run with an open saga undoes it first, unless `compensate` is
-    False. Raises RunNotFound when there is no such active run.
-    """
-    await stop(engine, thread_id, run_id, action, compensate=compensate)
-    await children.cancel_orphans(engine)
-
-
-async def stop(engine: Engine, thread_id: UUID, run_id: UUID, action: Action, *, compensate: bool = True) -> None:
-    """As `cancel`, without looking after the run's children."""
-    async with engine.pool.connection() as conn, conn.transaction():
-        thread = await lock(conn, thread_id)
-        run = next((r for r in await _active(conn, thread_id) if r["run_id"] == run_id), None)
-        if run is None:
-            raise RunNotFound(f"Run with ID {run_id} not found or not active")
-        published, _ = await _stop(engine, conn, thread, run, action, compensate=compensate)
-    engine.hub.publish(thread_id, published)
-
-
-CANDIDATES = """
-SELECT thread_id, run_id FROM runs
- WHERE status IN ('pending', 'running', 'suspended', 'paused')
-   AND (%(thread_id)s::uuid IS NULL OR thread_id = %(thread_id)s)
-   AND (%(run_ids)s::uuid[] IS NULL OR run_id = ANY(%(run_ids)s))
-   AND (%(status)s::text IS NULL OR %(status)s = 'all' OR status = %(status)s
-        OR (%(status)s = 'running' AND status = 'suspended'))
- ORDER BY queue_no
-"""
-
-
-async def cancel_many(
-    engine: Engine,
-    *,
-    thread_id: UUID | None = None,
-    run_ids: list[UUID] | None = None,
-    status: Literal["pending", "running", "all"] | None = None,
-    action: Action = "interrupt",
-) -> int:
-    """Cancel runs one by one, each in its own transaction; returns how many were stopped."""
-    async with engine.pool.connection() as conn:
-        params = {"thread_id": thread_id, "run_ids": run_ids, "status": status}
-        rows = await (await conn.execute(CANDIDATES, params)).fetchall()
-    count = 0
-    for row in rows:
-        try:
-            await cancel(engine, row["thread_id"], row["run_id"], action)
-        except (RunNotFound, ThreadNotFound):
-            continue  # ended just now
-        count += 1
-    return count
-
-
-DELETE_CHECKPOINTS = """
-WITH own AS (
-    DELETE FROM checkpoints WHERE thread_id = %(thread)s AND metadata ->> 'run_id' = %(run)s
-    RETURNING checkpoint_ns, checkpoint_id
-), answers AS (
-    DELETE FROM checkpoint_writes
-     WHERE thread_id = %(thread)s AND checkpoint_id = %(base)s AND NOT task_id = ANY(%(base_tasks)s)
-       AND (idx >= 0 OR channel = '__error__')
-)
-DELETE FROM checkpoint_writes w USING own
- WHERE w.thread_id = %(thread)s AND w.checkpoint_ns = own.checkpoint_ns AND w.checkpoint_id = own.checkpoint_id
-"""
-
-
-DELETE_STEPS = "DELETE FROM steps WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s"
-
-OPEN_SAGA = """
-SELECT 1 FROM steps WHERE thread_id = %(thread_id)s AND name = 'saga' AND status = 'open' LIMIT 1
-"""
-
-COMPENSATE = """
-UPDATE runs SET status = 'pending', cancelling = %(action)s, ready_at = now(), worker_id = NULL, lease_until = NULL,
-                failures = 0, updated_at = now()
- WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s
-"""
-
-TAKE_AWAY = "UPDATE threads SET fence = fence + 1 WHERE thread_id = %(thread_id)s"
-
-
-async def _stop(
-    engine: Engine,
-    conn: Conn,
-    thread: dict[str, Any],
-    run: dict[str, Any],
-    action: Action,
-    *,
-    successor: bool = False,
-    compensate: bool = True,
-) -> tuple[list[Event], bool]:
-    """Take a run from its queue or its worker, in the caller's transaction, which holds the thread's row.
-
-    False: it has an open saga, so its worker stops now, but the run goes on to compensate and
-    stays the head of the queue until then. `successor`: another run follows in the same
-    transaction, so the thread stays busy.
-    """
-    thread_id, run_id = thread["thread_id"], run["run_id"]
-    owner = thread["run_id"] == run_id
-    if owner:
-        if run["cancelling"] and compensate and run["status"] != "paused":
-            return [], False  # its undos are running
-        await conn.execute(threads.CANCEL_NOTICE, {"run_id": str(run_id)})
-        if compensate and await (await conn.execute(OPEN_SAGA, {"thread_id": thread_id})).fetchone():
-            await conn.execute(TAKE_AWAY, {"thread_id": thread_id})
-            await conn.execute(COMPENSATE, {"thread_id": thread_id, "run_id": run_id, "action": action})
-            await conn.execute(NOTIFY_WORK)
-            frame = events.Frame.of("lifecycle", {"event": "cancelling", "action": action})
-            return await events.append(conn, thread_id, run_id, [frame]), False
-    last = events.Frame.of("lifecycle", {"event": "cancelled", "action": action, "final": True})
-    published = await events.append(conn, thread_id, run_id, [last])
-    if owner:
-        await interrupts.supersede(conn, thread_id)
-        if not compensate:
-            await conn.execute(CLOSE_SAGAS, {"thread_id": thread_id})
-    await _end_stopped(conn, thread_id, run_id, action, run)
-    if owner or thread["run_id"] is None:
-        snapshot: dict[str, Any] = (
-            {"next": [], "tasks": []} if successor else await state.read(engine, thread_id, conn=conn)
-        )
-        await queue.settle_thread(
-            conn,
-            thread_id,
-            run_id,
-            fence=None,
-            status="busy" if successor else "interrupted" if snapshot["next"] else "idle",
-            error=_cancelled(action) if owner and not successor else None,
-            interrupts=_asked(snapshot) if action == "rollback" or not owner else {},
-        )
-        if not owner:  # the input that superseded them has never started
-            await interrupts.reopen(
-                conn, thread_id, [one["id"] for asked in _asked(snapshot).values() for one in asked]
-            )
-    if not successor:
-        await queue.promote(conn, thread_id)
-    return published, True
-
-
-async def _end_stopped(conn: Conn, thread_id: UUID, run_id: UUID, action: str, run: dict[str, Any]) -> None:
-    """`interrupt`: the run's status is final; `rollback`: the run and what it wrote are gone, answers too."""
-    if action == "rollback":
-        base: dict[str, Any] = {"base": run["base_checkpoint_id"], "base_tasks": run["base_tasks"] or []}
-        await conn.execute(DELETE_CHECKPOINTS, {"thread": str(thread_id), "run": str(run_id), **base})
-        await conn.execute(DELETE_STEPS, {"thread_id": thread_id, "run_id": run_id})
-        await conn.execute(DELETE, {"thread_id": thread_id, "run_id": run_id})
-        if run["kwargs"].get("answered"):
-            await interrupts.take_back(conn, thread_id, run["kwargs"]["answered"])
-    else:
-        await queue.end_run(conn, thread_id, run_id, "interrupted", None)
-
-
-def _asked(snapshot: dict[str, Any]) -> dict[str, Any]:
-    return {task["id"]: task["interrupts"] for task in snapshot["tasks"] if task["interrupts"]}
-
-
-def _cancelled(action: str) -> dict[str, str]:
-    name = "UserRollback" if action == "rollback" else "UserInterrupt"
-    return {"error": name, "message": f"The run was cancelled by a client ({action})"}
-
-
-CLOSE_SAGAS = """
-UPDATE steps SET status = 'failed', updated_at = now()
- WHERE thread_id = %(thread_id)s AND name = 'saga' AND status = 'open'
-"""
-
-
-BASE_OF = """
-SELECT base_checkpoint_id, base_tasks, kwargs FROM runs WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s
-"""
-
-
-async def end_compensated(conn: Conn, run: queue.Claimed, frames: list[events.Frame]) -> list[Event]:
-    """Carry out a cancel whose undos have run, in the caller's transaction. Raises LeaseLost."""
-    action = run.cancelling or "interrupt"
-    await queue.settle_thread(
-        conn, run.thread_id, run.run_id, fence=run.fence, status="idle", error=_cancelled(action), interrupts={}
-    )
-    published = await events.append(conn, run.thread_id, run.run_id, frames)
-    row = await (await conn.execute(BASE_OF, {"thread_id": run.thread_id, "run_id": run.run_id})).fetchone()
-    assert row is not None
-    await _end_stopped(conn, run.thread_id, run.run_id, action, row)
-    await conn.execute(CLOSE_SAGAS, {"thread_id": run.thread_id})
-    await interrupts.supersede(conn, run.thread_id)
-    await queue.promote(conn, run.thread_id)
-    return published
+        await stop.delete_row(conn, thread_id, run_id)
 
 
 async def outcome(engine: Engine, thread_id: UUID, run_id: UUID) -> Any:

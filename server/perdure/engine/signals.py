@@ -23,6 +23,7 @@ LISTEN: dict[str, LiteralString] = {
     "perdure_work": "LISTEN perdure_work",  # a run may be claimed
     "perdure_cancel": "LISTEN perdure_cancel",  # "<run id>": its owner has lost it
     "perdure_webhook": "LISTEN perdure_webhook",  # a webhook may be sent
+    "perdure_remote": "LISTEN perdure_remote",  # another server may be called
 }
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,9 @@ import psycopg
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from psycopg_pool import PoolTimeout
 
-from perdure.engine import children, limits, mailbox, runs
-from perdure.engine.db import Conn, jsonb, storable
-from perdure.engine.errors import LeaseLost, RunNotFound, StepMismatch, StorageError, ThreadNotFound
+from perdure.engine import children, limits, mailbox, meters
+from perdure.engine.db import Conn, connect, jsonb, storable
+from perdure.engine.errors import LeaseLost, StepMismatch, StorageError
 from perdure.engine.groupcommit import GroupCommit, Write
 
 if TYPE_CHECKING:
@@ -58,19 +58,23 @@ RETURNING status
 class Transaction:
     """A step's own database transaction: its effects and its row commit together, or not at all."""
 
-    def __init__(self, journal: Journal, conn: Conn, row: dict[str, Any]) -> None:
+    def __init__(self, journal: Journal, conn: Conn, row: dict[str, Any], book: _Scope, place: Place) -> None:
         self.conn = conn
         self.saved = False
+        self.attempts: list[dict[str, Any]] = []
         self._journal = journal
         self._row = row
+        self._book = book
+        self._place = place
 
     async def save(self, value: Any, attempts: list[dict[str, Any]] | None = None) -> None:
         """Record the step as done with this value, in this transaction. Raises LeaseLost."""
         kind, blob = self._journal.serde.dumps_typed(value)
-        values = {"type": kind, "value": blob, "attempts": jsonb(attempts or [])}
+        overlapped = self._place in self._book.overlapped
+        values = {"type": kind, "value": blob, "attempts": jsonb(attempts or []), "overlapped": overlapped}
         if await (await self.conn.execute(SAVE, {**self._row, **values})).fetchone() is None:
             raise LeaseLost("The run has another owner")
-        self.saved = True
+        self.saved, self.attempts = True, attempts or []
 
 
 class _NotSaved(Exception):
@@ -93,22 +97,27 @@ class _Scope:
 class Journal:
     """The journal of one attempt, as graph code sees it; used on one event loop.
 
-    `cancelling`: this attempt only compensates. `waits` is what the words have noted before
-    they suspend the run.
+    `called` is told of each call of a word. `cancelling`: this attempt only compensates. `waits` is
+    what the words have noted before they suspend the run.
     """
 
-    def __init__(self, engine: Engine, group: GroupCommit, run: Claimed) -> None:
+    def __init__(
+        self, engine: Engine, group: GroupCommit, run: Claimed, *, called: Callable[[], None] | None = None
+    ) -> None:
         self.cancelling = run.cancelling is not None
         self.waits: list[float | None] = []  # times (Unix seconds); None: until a child wakes the run
+        self.children: list[str] = []  # their run ids
         self.serde = JsonPlusSerializer()
         self._engine = engine
         self._pool = engine.pool
         self._group = group
         self._run = run
+        self._called = called
         self._scopes: dict[str, _Scope] = {}
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._asking: Counter[str] = Counter()  # calls that wait for their turn
         self._places: defaultdict[str, list[str]] = defaultdict(list)
+        self._transactions: list[str] = []  # how the scopes of what stands in an open one begin
 
     def _keys(self) -> dict[str, Any]:
         return {"thread_id": self._run.thread_id, "run_id": self._run.run_id, "fence": self._run.fence}
@@ -127,6 +136,8 @@ class Journal:
         identity = fingerprint if key is None else key
         if "\x00" in identity + name or any("\ud800" <= c <= "\udfff" for c in identity + name):
             raise ValueError(f"Name and key of step {name!r} must be text that UTF-8 and PostgreSQL can hold")
+        if self._called is not None:
+            self._called()
         self._asking[scope] += 1
         try:
             async with self._turns[scope]:  # first come, first numbered, also while the rows are being read
@@ -138,9 +149,8 @@ class Journal:
         call = book.calls[name]
         book.calls[name] += 1
         row: dict[str, Any] | None = book.rows.get(place)
+        alone = not book.in_flight
         if row is None:
-            if key is None and not book.in_flight:
-                _check_order(book, name, identity, call)
             row = {
                 "call": call,
                 "status": "new",
@@ -154,6 +164,15 @@ class Journal:
             if book.in_flight or self._asking[scope]:
                 book.overlapped |= {place, *book.in_flight}
             book.in_flight.add(place)
+            # Calls that the author started together are all made before one of them goes on: a step
+            # that never awaits would else be finished, and recorded as alone, before the next one begins.
+            await asyncio.sleep(0)
+            if row["status"] == "new" and key is None and alone and place not in book.overlapped:
+                try:
+                    _check_order(book, name, identity, call)
+                except StepMismatch:
+                    book.in_flight.discard(place)
+                    raise
         next_at: datetime | None = row["next_at"]
         return {
             "n": place[2],
@@ -203,6 +222,7 @@ class Journal:
             place in book.overlapped,
         )
         await self._group.submit(Write(self._run.thread_id, self._run.fence, steps=[row], size=len(blob) + 200))
+        meters.step(name, status, attempts)
         if status != "retrying":
             book.in_flight.discard(place)
 
@@ -217,18 +237,38 @@ class Journal:
             **self._keys(),
             **dict(zip(("scope", "name", "identity", "n"), (scope, *place), strict=True)),
             "call": book.call_of.get(place, 0),
-            "overlapped": place in book.overlapped,
             "keyed": key is not None,
         }
         try:
-            async with self._pool.connection() as conn, conn.transaction():
-                transaction = Transaction(self, conn, row)
+            async with self._connection(scope, name) as conn, conn.transaction():
+                transaction = Transaction(self, conn, row, book, place)
                 yield transaction
                 if not transaction.saved:
                     raise _NotSaved
         except _NotSaved:
             return
+        meters.step(name, "done", transaction.attempts)
         book.in_flight.discard(place)
+
+    @asynccontextmanager
+    async def _connection(self, scope: str, name: str) -> AsyncIterator[Conn]:
+        """A connection that author code may hold for long; only so many of the pool's are given away.
+
+        A transaction inside of a step that has one open itself must not wait for a place that the outer one
+        may hold: it gets a connection of its own.
+        """
+        inside = f"{scope}/{name}:"
+        if any(scope.startswith(outer) for outer in self._transactions):
+            async with await connect(self._engine.dsn) as conn:
+                yield conn
+            return
+        async with self._engine.transactions:
+            self._transactions.append(inside)
+            try:
+                async with self._pool.connection() as conn:
+                    yield conn
+            finally:
+                self._transactions.remove(inside)
 
     async def receive(self, scope: str, visit: int) -> list[Any]:
         """Messages sent to the thread that no earlier call took; taking and recording are one transaction."""
@@ -249,9 +289,10 @@ class Journal:
         """The run is about to wait for a time (Unix seconds)."""
         self.waits.append(when)
 
-    def wait_for(self, thread_id: str, run_id: str) -> None:
+    def wait_for(self, child: dict[str, str]) -> None:
         """The run is about to wait for a child that `outcome` has called running."""
         self.waits.append(None)
+        self.children.append(child["run_id"])
 
     async def start(
         self,
@@ -262,6 +303,7 @@ class Journal:
         idempotency_key: str,
         delay: float = 0.0,
         bound: bool = True,
+        server: str | None = None,
     ) -> dict[str, str]:
         """Start a run of another assistant, once for this idempotency key; see `children.start`."""
         return await children.start(
@@ -273,16 +315,16 @@ class Journal:
             idempotency_key=idempotency_key,
             delay=delay,
             bound=bound,
+            server=server,
         )
 
-    async def outcome(self, thread_id: str, run_id: str) -> dict[str, Any]:
+    async def outcome(self, child: dict[str, str]) -> dict[str, Any]:
         """What has become of a child; see `children.outcome`."""
-        return await children.outcome(self._engine, self._run, UUID(thread_id), UUID(run_id))
+        return await children.outcome(self._engine, self._run, child)
 
-    async def cancel(self, thread_id: str, run_id: str) -> None:
+    async def cancel(self, child: dict[str, str]) -> None:
         """Cancel a child; one that has ended stays as it is."""
-        with suppress(RunNotFound, ThreadNotFound):
-            await runs.cancel(self._engine, UUID(thread_id), UUID(run_id))
+        await children.cancel(self._engine, self._run, child)
 
     async def acquire(self, name: str, n: int) -> bool:
         """Take a place under a fleet-wide limit; see `limits.acquire`."""
@@ -324,3 +366,37 @@ def _check_order(book: _Scope, name: str, identity: str, call: int) -> None:
                 f"now {identity[:12]}): they change between executions. Read clocks, random numbers and the outside "
                 "world in a step of their own, or give the step a key"
             )
+
+
+OF_RUN = """
+SELECT scope, name, identity, n, call, keyed, status, error, attempts, next_at, created_at, updated_at, value_type,
+       CASE WHEN length(value) <= %(max_bytes)s THEN value END AS value
+  FROM steps
+ WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s
+   AND NOT (keyed AND name IN ('outcome', 'cancel') AND identity ~ %(run_ids)s)
+ ORDER BY coalesce((attempts->0->>'started_at')::timestamptz, created_at), scope, call, name, identity, n
+ LIMIT %(limit)s
+"""
+RUN_ID = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+
+
+async def of_run(conn: Conn, thread_id: UUID, run_id: UUID, *, limit: int, max_bytes: int) -> list[dict[str, Any]]:
+    """The rows of a run in the order in which they began; values of more than `max_bytes` are left out.
+
+    What is recorded about child runs after their start is not among them, see `of_children`.
+    """
+    params = {"thread_id": thread_id, "run_id": run_id, "limit": limit, "max_bytes": max_bytes, "run_ids": RUN_ID}
+    return await (await conn.execute(OF_RUN, params)).fetchall()
+
+
+OF_CHILDREN = """
+SELECT scope, name, identity, status, error, created_at FROM steps
+ WHERE thread_id = %(thread_id)s AND scope = ANY(%(scopes)s) AND name IN ('outcome', 'cancel') AND keyed
+   AND identity = ANY(%(run_ids)s)
+"""
+
+
+async def of_children(conn: Conn, thread_id: UUID, children: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """What was recorded of these children, each (scope, run id): its `outcome`, and that it was told to `cancel`."""
+    params = {"scopes": [scope for scope, _ in children], "run_ids": [run_id for _, run_id in children]}
+    return await (await conn.execute(OF_CHILDREN, {"thread_id": thread_id, **params})).fetchall()

@@ -4,8 +4,9 @@
   lives can be taken;
 - runs whose lease has ended: their worker is cut off, or stuck;
 - deadlines of questions that have passed;
+- runs that take longer than they may;
 - ticks of crons that are due;
-- threads that are due for deletion, events, keys, webhooks and store items that have outlived their use.
+- threads whose time is over, events, keys, webhooks and store items that have outlived their use.
 """
 
 from __future__ import annotations
@@ -17,7 +18,21 @@ from uuid import UUID
 import psycopg
 import structlog
 
-from perdure.engine import children, crons, idempotency, interrupts, queue, store, threads, webhooks
+from perdure.engine import (
+    children,
+    crons,
+    idempotency,
+    interrupts,
+    meters,
+    overdue,
+    prune,
+    queue,
+    ratelimit,
+    remote,
+    store,
+    threads,
+    webhooks,
+)
 from perdure.engine.db import Conn
 
 if TYPE_CHECKING:
@@ -27,7 +42,6 @@ log = structlog.get_logger(__name__)
 
 OTHERS = "SELECT worker_id, lock_key FROM workers WHERE worker_id <> %(me)s"
 TRY_LOCK = "SELECT pg_try_advisory_xact_lock(%(key)s) AS dead"
-FORGET = "DELETE FROM workers WHERE worker_id = %(worker_id)s"
 
 
 async def dead_workers(engine: Engine, conn: Conn, me: UUID) -> int:
@@ -38,9 +52,9 @@ async def dead_workers(engine: Engine, conn: Conn, me: UUID) -> int:
             row = await (await conn.execute(TRY_LOCK, {"key": other["lock_key"]})).fetchone()
             if not row or not row["dead"]:
                 continue
-            runs = await queue.release(conn, worker_id=other["worker_id"], lost=True, **_policy(engine))
-            await conn.execute(FORGET, {"worker_id": other["worker_id"]})
+            runs = await queue.unregister(conn, other["worker_id"], lost=True, **_policy(engine))
         log.warning("worker died", worker_id=str(other["worker_id"]), runs=len(runs))
+        meters.leases_lost.labels("worker died").inc(len(runs))
         released += len(runs)
     return released
 
@@ -49,6 +63,7 @@ async def expired_leases(engine: Engine, conn: Conn) -> int:
     """Release the runs whose worker stopped renewing its lease; returns how many."""
     runs = await queue.release(conn, worker_id=None, lost=True, **_policy(engine))
     if runs:
+        meters.leases_lost.labels("lease expired").inc(len(runs))
         log.warning("leases expired", runs=[str(run["run_id"]) for run in runs])
     return len(runs)
 
@@ -71,7 +86,8 @@ SELECT thread_id FROM threads t
    FOR UPDATE SKIP LOCKED
 """
 
-# purged in batches, so that the transaction stays short
+# purged in batches, so that the transaction stays short; questions stay as long as their run, for
+# readers of the event protocol that come late
 PURGE = """
 WITH due AS (
     DELETE FROM purges WHERE (thread_id, run_id) IN (
@@ -79,12 +95,15 @@ WITH due AS (
            FOR UPDATE SKIP LOCKED)
     RETURNING thread_id, run_id
 )
-DELETE FROM run_events e USING due WHERE e.thread_id = due.thread_id AND e.run_id = due.run_id
+DELETE FROM run_events e USING due
+ WHERE e.thread_id = due.thread_id AND e.run_id = due.run_id
+   AND (split_part(e.event, '|', 1) <> 'input.requested'
+        OR NOT EXISTS (SELECT 1 FROM runs r WHERE r.thread_id = due.thread_id AND r.run_id = due.run_id))
 """
 
 
 async def expired_threads(conn: Conn) -> int:
-    """Delete threads whose time has come, at most 200 a call; returns how many."""
+    """Delete threads of stateless runs whose time has come, at most 200 a call; returns how many."""
     async with conn.transaction():
         rows = await (await conn.execute(EXPIRED_THREADS)).fetchall()
         if not rows:
@@ -97,7 +116,9 @@ async def retention(conn: Conn) -> None:
     await conn.execute(PURGE)
     await idempotency.expire(conn)
     await webhooks.expire(conn)
+    await remote.expire(conn)
     await store.expire(conn)
+    await ratelimit.expire(conn)
 
 
 async def sweep(engine: Engine, conn: Conn, me: UUID) -> None:
@@ -106,8 +127,10 @@ async def sweep(engine: Engine, conn: Conn, me: UUID) -> None:
         "dead workers": lambda: dead_workers(engine, conn, me),
         "expired leases": lambda: expired_leases(engine, conn),
         "deadlines": lambda: interrupts.time_out(engine),
+        "overdue runs": lambda: overdue.pause_all(engine),
         "crons": lambda: crons.fire_due(engine),
         "expired threads": lambda: expired_threads(conn),
+        "times to live": lambda: prune.expired(conn),
         "orphans": lambda: children.cancel_orphans(engine),
     }
     for name, duty in duties.items():

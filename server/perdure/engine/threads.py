@@ -9,16 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, LiteralString, cast
 from uuid import UUID, uuid4
 
+import psycopg
 from psycopg import sql
 
 from perdure.engine import children, webhooks
+from perdure.engine.access import Within
 from perdure.engine.db import Conn, jsonb
-from perdure.engine.errors import InvalidInput, ThreadExists, ThreadNotFound
+from perdure.engine.errors import InvalidInput, ThreadBusy, ThreadExists, ThreadNotFound
+from perdure.engine.ttl import COLUMN as TTL
+from perdure.engine.ttl import Ttl, configured
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine
-
-Strategy = Literal["delete", "keep_latest"]
 
 COLUMNS: LiteralString = (
     "thread_id, created_at, updated_at, state_updated_at, metadata, config, status, interrupts, error"
@@ -37,8 +39,11 @@ def _record(row: dict[str, Any]) -> dict[str, Any]:
 
 
 CREATE: LiteralString = (
-    "INSERT INTO threads (thread_id, metadata, temporary) VALUES (%(thread_id)s, %(metadata)s, %(temporary)s) "
-    "ON CONFLICT (thread_id) DO NOTHING RETURNING " + COLUMNS
+    """
+INSERT INTO threads (thread_id, metadata, temporary, ttl, ttl_strategy)
+VALUES (%(thread_id)s, %(metadata)s, %(temporary)s, make_interval(secs => %(minutes)s::float8 * 60), %(strategy)s)
+ON CONFLICT (thread_id) DO NOTHING RETURNING """
+    + COLUMNS
 )
 
 
@@ -48,36 +53,99 @@ async def create(
     thread_id: UUID | None = None,
     metadata: dict[str, Any] | None = None,
     if_exists: Literal["raise", "do_nothing"] = "raise",
-    ttl: dict[str, Any] | None = None,
+    ttl: Ttl | None = None,
+    within: Within = None,
 ) -> dict[str, Any]:
-    """A new thread; with `do_nothing` an existing one is returned unchanged.
+    """A new thread; with `do_nothing` an existing one is returned unchanged. `ttl` None: the configured one.
 
-    Raises ThreadExists.
+    Raises ThreadExists, with `do_nothing` too if the existing one is not `within`.
     """
     thread_id = thread_id or uuid4()
-    async with engine.pool.connection() as conn, conn.transaction():
-        row = await insert(conn, thread_id, metadata or {}, temporary=False)
-        if row is not None and ttl:
-            await conn.execute(SET_TTL, {"thread_id": thread_id, "minutes": ttl.get("ttl")})
+    async with engine.pool.connection() as conn:
+        row = await insert(engine, conn, thread_id, metadata or {}, ttl=ttl)
+        found = row is None and if_exists == "do_nothing" and await permitted(conn, thread_id, within)
     if row is None:
-        if if_exists == "raise":
+        if not found:
             raise ThreadExists(f"Thread with ID {thread_id} already exists")
         return await get(engine, thread_id)
     return row
 
 
-async def insert(conn: Conn, thread_id: UUID, metadata: dict[str, Any], *, temporary: bool) -> dict[str, Any] | None:
-    """The new row, or None when the id is taken. Part of the caller's transaction."""
+async def insert(
+    engine: Engine,
+    conn: Conn,
+    thread_id: UUID,
+    metadata: dict[str, Any],
+    *,
+    temporary: bool = False,
+    ttl: Ttl | None = None,
+) -> dict[str, Any] | None:
+    """The new row, or None when the id is taken. Part of the caller's transaction.
+
+    A temporary thread goes with its run, any other one gets the configured time to live if none is given.
+    """
+    lives = None if temporary else ttl or configured(engine.registry.config)
     params = {"thread_id": thread_id, "metadata": jsonb(metadata), "temporary": temporary}
+    params |= {"minutes": lives and lives.minutes, "strategy": lives and lives.strategy}
     row = await (await conn.execute(CREATE, params)).fetchone()
     return _record(row) if row else None
 
 
-GET: LiteralString = "SELECT " + COLUMNS + " FROM threads WHERE thread_id = %(thread_id)s AND " + VISIBLE
+PERMITTED = "SELECT 1 FROM threads WHERE thread_id = %(thread_id)s AND metadata @> %(within)s"
+
+
+async def permitted(conn: Conn, thread_id: UUID, within: Within) -> bool:
+    """Whether there is such a thread within a filter; without a filter True, and nothing is asked."""
+    if within is None:
+        return True
+    params = {"thread_id": thread_id, "within": jsonb(within)}
+    return await (await conn.execute(PERMITTED, params)).fetchone() is not None
+
+
+LOCK = """
+SELECT thread_id, run_id, status, metadata, config, event_seq, interrupts
+  FROM threads WHERE thread_id = %(thread_id)s FOR UPDATE
+"""
+
+
+async def lock(conn: Conn, thread_id: UUID) -> dict[str, Any]:
+    """The thread's row, locked until the caller's transaction ends. Raises ThreadNotFound."""
+    row = await (await conn.execute(LOCK, {"thread_id": thread_id})).fetchone()
+    if row is None:
+        raise ThreadNotFound(f"Thread with ID {thread_id} not found")
+    return row
+
+
+ACTIVE = """
+SELECT 1 FROM runs
+ WHERE thread_id = %(thread_id)s AND status IN ('pending', 'running', 'suspended', 'paused') LIMIT 1
+"""
+TAKE = "UPDATE threads SET fence = fence + 1 WHERE thread_id = %(thread_id)s RETURNING fence"
+
+
+async def take(conn: Conn, thread_id: UUID, *, busy: ThreadBusy) -> dict[str, Any]:
+    """Own a thread that has no active run until the caller's transaction ends: its row, locked, with a new `fence`.
+
+    Raises ThreadNotFound, and `busy` when it has an active run, or when the connection's
+    `lock_timeout` has passed.
+    """
+    try:
+        row = await lock(conn, thread_id)
+    except psycopg.errors.LockNotAvailable as exc:
+        raise busy from exc
+    # A statement of its own: it sees the runs that came while this one waited for the lock.
+    if row["run_id"] or await (await conn.execute(ACTIVE, {"thread_id": thread_id})).fetchone():
+        raise busy
+    taken = await (await conn.execute(TAKE, {"thread_id": thread_id})).fetchone()
+    assert taken is not None  # locked above
+    return {**row, "fence": taken["fence"]}
+
+
+GET: LiteralString = "SELECT " + COLUMNS + ", " + TTL + " FROM threads WHERE thread_id = %(thread_id)s AND " + VISIBLE
 
 
 async def get(engine: Engine, thread_id: UUID) -> dict[str, Any]:
-    """Raises ThreadNotFound."""
+    """A thread, with its `ttl` (None: it stays). Raises ThreadNotFound."""
     async with engine.pool.connection() as conn:
         row = await (await conn.execute(GET, {"thread_id": thread_id})).fetchone()
     if row is None:
@@ -85,13 +153,10 @@ async def get(engine: Engine, thread_id: UUID) -> dict[str, Any]:
     return _record(row)
 
 
-# A thread's time to live starts anew with each change of it.
-SET_TTL = """
-UPDATE threads SET expires_at = now() + make_interval(secs => %(minutes)s::float8 * 60) WHERE thread_id = %(thread_id)s
-"""
-
 PATCH: LiteralString = (
-    "UPDATE threads SET metadata = metadata || %(metadata)s, updated_at = now() WHERE thread_id = %(thread_id)s AND "
+    "UPDATE threads SET metadata = metadata || %(metadata)s, updated_at = now(), "
+    "ttl = coalesce(make_interval(secs => %(minutes)s::float8 * 60), ttl), "
+    "ttl_strategy = coalesce(%(strategy)s, ttl_strategy) WHERE thread_id = %(thread_id)s AND "
     + VISIBLE
     + " RETURNING "
     + COLUMNS
@@ -103,16 +168,15 @@ async def patch(
     thread_id: UUID,
     *,
     metadata: dict[str, Any] | None = None,
-    ttl: dict[str, Any] | None = None,
+    ttl: Ttl | None = None,
 ) -> dict[str, Any]:
-    """Merge `metadata` at the top level. Raises ThreadNotFound."""
-    async with engine.pool.connection() as conn, conn.transaction():
-        params = {"thread_id": thread_id, "metadata": jsonb(metadata or {})}
+    """Merge `metadata` at the top level, and set the time to live if given. Raises ThreadNotFound."""
+    params = {"thread_id": thread_id, "metadata": jsonb(metadata or {})}
+    params |= {"minutes": ttl and ttl.minutes, "strategy": ttl and ttl.strategy}
+    async with engine.pool.connection() as conn:
         row = await (await conn.execute(PATCH, params)).fetchone()
-        if row is None:
-            raise ThreadNotFound(f"Thread with ID {thread_id} not found")
-        if ttl:
-            await conn.execute(SET_TTL, {"thread_id": thread_id, "minutes": ttl.get("ttl")})
+    if row is None:
+        raise ThreadNotFound(f"Thread with ID {thread_id} not found")
     return _record(row)
 
 
@@ -154,33 +218,10 @@ async def delete(engine: Engine, thread_id: UUID) -> None:
             raise ThreadNotFound(f"Thread with ID {thread_id} not found")
 
 
-async def prune(engine: Engine, thread_ids: list[UUID], strategy: Strategy) -> int:
-    """Delete threads, or all their checkpoints but the newest; returns how many existed.
-
-    Threads with an active run keep everything under `keep_latest`.
-    """
-    if strategy == "delete":
-        async with engine.pool.connection() as conn, conn.transaction():
-            return len(await delete_rows(conn, sorted(thread_ids)))
-    from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-
-    found = 0
-    for thread_id in sorted(set(thread_ids)):
-        async with engine.pool.connection() as conn:
-            row = await (await conn.execute(IDLE, {"thread_id": thread_id})).fetchone()
-            if row is None:
-                continue
-            found += 1
-            if row["idle"]:
-                await AsyncPostgresSaver(conn=conn).aprune([str(thread_id)], strategy="keep_latest")
-    return found
-
-
-IDLE = "SELECT run_id IS NULL AND status <> 'busy' AS idle FROM threads WHERE thread_id = %(thread_id)s"
-
 COPY_THREAD = """
-INSERT INTO threads (thread_id, metadata, config, interrupts)
-SELECT %(copy)s, metadata, config, CASE WHEN interrupts IS NOT NULL THEN '{}'::jsonb END
+INSERT INTO threads (thread_id, metadata, config, ttl, ttl_strategy, interrupts)
+SELECT %(copy)s, metadata || %(metadata)s, config, ttl, ttl_strategy,
+       CASE WHEN interrupts IS NOT NULL THEN '{}'::jsonb END
   FROM threads WHERE thread_id = %(thread_id)s
 RETURNING thread_id
 """
@@ -203,12 +244,16 @@ COPY_CHECKPOINTS = (
 )
 
 
-async def copy(engine: Engine, thread_id: UUID) -> dict[str, Any]:
-    """A new idle thread with the same metadata and checkpoints (one snapshot). Raises ThreadNotFound."""
+async def copy(engine: Engine, thread_id: UUID, *, metadata: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A new idle thread with the same metadata, time to live and checkpoints (one snapshot). Raises ThreadNotFound.
+
+    `metadata` is merged into the copy's at the top level.
+    """
     new = uuid4()
     async with engine.pool.connection() as conn, conn.transaction():
         await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        if not await (await conn.execute(COPY_THREAD, {"copy": new, "thread_id": thread_id})).fetchone():
+        params = {"copy": new, "thread_id": thread_id, "metadata": jsonb(metadata or {})}
+        if not await (await conn.execute(COPY_THREAD, params)).fetchone():
             raise ThreadNotFound(f"Thread with ID {thread_id} not found")
         for statement in COPY_CHECKPOINTS:
             await conn.execute(statement, {"to": str(new), "from": str(thread_id)})
@@ -226,6 +271,7 @@ async def search(
     offset: int = 0,
     sort_by: str = "updated_at",
     sort_order: str = "desc",
+    within: Within = None,
 ) -> tuple[list[dict[str, Any]], int]:
     """Threads that match every filter given, and how many match in all.
 
@@ -234,7 +280,7 @@ async def search(
     """
     if sort_by not in SORT:
         raise InvalidInput("sort_by", f"must be one of {', '.join(SORT)}")
-    where, params = _where(ids, metadata, values, status)
+    where, params = _where(ids, metadata, values, status, within)
     order = sql.SQL("ORDER BY {} {}, thread_id").format(
         sql.Identifier(sort_by), sql.SQL("ASC" if sort_order == "asc" else "DESC")
     )
@@ -253,9 +299,10 @@ async def count(
     metadata: dict[str, Any] | None = None,
     values: dict[str, Any] | None = None,
     status: str | None = None,
+    within: Within = None,
 ) -> int:
     """How many threads match."""
-    where, params = _where(None, metadata, values, status)
+    where, params = _where(None, metadata, values, status, within)
     async with engine.pool.connection() as conn:
         return await _count(conn, where, params)
 
@@ -275,7 +322,11 @@ VALUES_MATCH: LiteralString = """
 
 
 def _where(
-    ids: list[UUID] | None, metadata: dict[str, Any] | None, values: dict[str, Any] | None, status: str | None
+    ids: list[UUID] | None,
+    metadata: dict[str, Any] | None,
+    values: dict[str, Any] | None,
+    status: str | None,
+    within: Within,
 ) -> tuple[sql.Composed, dict[str, Any]]:
     parts: list[LiteralString] = [VISIBLE]
     params: dict[str, Any] = {}
@@ -285,6 +336,9 @@ def _where(
     if metadata:
         parts.append("metadata @> %(metadata)s")
         params["metadata"] = jsonb(metadata)
+    if within is not None:
+        parts.append("metadata @> %(within)s")
+        params["within"] = jsonb(within)
     if values:
         parts.append(VALUES_MATCH)
         params["values"] = jsonb(values)

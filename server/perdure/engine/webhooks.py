@@ -54,6 +54,8 @@ class Due:
     checkpoint_id: str | None
     temporary: bool
     now: datetime
+    push_id: UUID | None = None
+    """It is a notification of a task: what is sent is made then (`perdure.engine.push`)."""
 
 
 # `next_at <= now()` stands twice: a row that another process has just claimed is seen as it
@@ -72,7 +74,8 @@ WITH ranked AS (
 )
 UPDATE webhooks w SET attempt = attempt + 1, next_at = now() + make_interval(secs => %(lease_seconds)s)
   FROM due WHERE w.thread_id = due.thread_id AND w.webhook_id = due.webhook_id
-RETURNING w.thread_id, w.webhook_id, w.run_id, w.url, w.host, w.attempt, w.checkpoint_id, w.temporary, now() AS now
+RETURNING w.thread_id, w.webhook_id, w.run_id, w.url, w.host, w.attempt, w.checkpoint_id, w.temporary, w.push_id,
+          now() AS now
 """
 
 

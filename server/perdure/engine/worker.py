@@ -19,7 +19,7 @@ import psycopg
 import structlog
 from psycopg_pool import PoolTimeout
 
-from perdure.engine import loops, queue
+from perdure.engine import loops, meters, queue
 from perdure.engine.attempt import Attempt, Workshop
 from perdure.engine.core import Engine
 from perdure.engine.db import open_pool
@@ -188,6 +188,9 @@ class Worker(threading.Thread):
             slots=free,
             lease_seconds=self.settings.lease_seconds,
         )
+        if self._lease.worker_id != worker_id:
+            return 0.0  # handed back meanwhile, or given to others as those of a lost worker
+        meters.claims.inc(len(claimed))
         for run in claimed:
             attempt = Attempt(shop, run)
             self._attempts[run.run_id] = attempt

@@ -1,0 +1,100 @@
+"""API keys of the built-in authentication: table `api_keys`.
+
+A key is shown once, when it is made; stored is its sha256. That is enough: a key is 256 random bits,
+so nobody finds it from the hash, and a slow hash would only cost each request its time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from datetime import datetime
+from typing import Any, LiteralString
+from uuid import UUID, uuid4
+
+from perdure.engine.db import Conn, Pool
+
+PREFIX = "prk_"
+FORM = re.compile(r"prk_[A-Za-z0-9_-]{43}")
+COLUMNS: LiteralString = "key_id, hint, name, owner, rate_limit, created_at, expires_at, revoked_at, last_used_at"
+
+CREATE: LiteralString = (
+    """
+INSERT INTO api_keys (key_id, hash, hint, name, owner, rate_limit, expires_at)
+VALUES (%(key_id)s, %(hash)s, %(hint)s, %(name)s, %(owner)s, %(rate_limit)s, %(expires_at)s)
+RETURNING """
+    + COLUMNS
+)
+
+
+async def create(
+    conn: Conn,
+    *,
+    name: str,
+    owner: str,
+    rate_limit: int | None = None,
+    expires_at: datetime | None = None,
+) -> dict[str, Any]:
+    """A new key, with its record; `key` is nowhere to be had again."""
+    key = PREFIX + secrets.token_urlsafe(32)
+    params: dict[str, Any] = {
+        "key_id": uuid4(),
+        "hash": _hash(key),
+        "hint": key[:8],
+        "name": name,
+        "owner": owner,
+        "rate_limit": rate_limit,
+        "expires_at": expires_at,
+    }
+    row = await (await conn.execute(CREATE, params)).fetchone()
+    assert row is not None
+    return {**row, "key": key}
+
+
+# A key in use all the time is written once a minute. It may have been revoked a moment ago: this
+# reads the row, and nothing is kept in memory.
+FIND: LiteralString = (
+    "WITH found AS (SELECT "
+    + COLUMNS
+    + """ FROM api_keys
+     WHERE hash = %(hash)s AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
+), used AS (
+    UPDATE api_keys k SET last_used_at = now() FROM found
+     WHERE k.key_id = found.key_id AND (k.last_used_at IS NULL OR k.last_used_at < now() - interval '1 min')
+)
+SELECT * FROM found"""
+)
+
+
+async def find(pool: Pool, key: str) -> dict[str, Any] | None:
+    """The record of a key that is valid now, and None for any other text."""
+    if not FORM.fullmatch(key):
+        return None
+    async with pool.connection() as conn:
+        return await (await conn.execute(FIND, {"hash": _hash(key)})).fetchone()
+
+
+LIST: LiteralString = "SELECT " + COLUMNS + " FROM api_keys ORDER BY created_at DESC, key_id"
+
+
+async def list_keys(conn: Conn) -> list[dict[str, Any]]:
+    """All keys that were ever made, newest first; without the keys themselves."""
+    return await (await conn.execute(LIST)).fetchall()
+
+
+REVOKE: LiteralString = (
+    """
+UPDATE api_keys SET revoked_at = now()
+ WHERE revoked_at IS NULL AND key_id = %(key_id)s RETURNING """
+    + COLUMNS
+)
+
+
+async def revoke(conn: Conn, key_id: UUID) -> dict[str, Any] | None:
+    """The key opens nothing any more, from the next request on, on every server. None: no such key is valid."""
+    return await (await conn.execute(REVOKE, {"key_id": key_id})).fetchone()
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
