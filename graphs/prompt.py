@@ -57,8 +57,12 @@ def create_prompt_agent(
     *,
     system_prompt: str,
     middleware: Sequence[AgentMiddleware[Any, Any, Any]],
+    input_schema: type[Any] = Input,
 ) -> CompiledStateGraph[Any, Any, Any, Any]:
-    """`create_agent` with the same arguments, and with the input and output of this file."""
+    """`create_agent` with the same arguments, and with the input and output of this file.
+
+    Another `input_schema` shows more fields to callers; the state_schema of a middleware has to keep them.
+    """
     agent: CompiledStateGraph[Any, Any, Any, Any] = create_agent(
         model,
         tools,
@@ -67,5 +71,5 @@ def create_prompt_agent(
         state_schema=PromptState,
     )
     # create_agent has no word for its input and output; graph states are still streamed and stored in full
-    agent.builder.input_schema, agent.builder.output_schema = Input, Output
+    agent.builder.input_schema, agent.builder.output_schema = input_schema, Output
     return agent.copy({"output_channels": list(Output.__annotations__)})

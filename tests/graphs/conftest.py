@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from langchain_openai import ChatOpenAI
 from langchain_openai.chat_models import _client_utils
@@ -11,6 +12,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from graphs import models
 from perdure.simulator import RunningSimulator, start
+from tests.conftest import Launch
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,3 +37,24 @@ async def simulator(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningSim
 def served() -> Callable[[Any], Any]:
     """Gives a graph the checkpointer that a server brings."""
     return lambda graph: graph.copy({"checkpointer": InMemorySaver()})
+
+
+@pytest.fixture
+def serve(server: Launch, simulator: RunningSimulator, tmp_path: Path) -> Launch:
+    """Start a real server that has these patterns only, with the model of `simulator`.
+
+    `port` is for a restart under the same address; `slots` and `env` are those of `server`.
+    """
+
+    def start(*graph_ids: str, env: dict[str, str] | None = None, **given: int) -> Any:
+        graphs = {graph_id: f"{ROOT}/graphs/{graph_id}.py:graph" for graph_id in graph_ids}
+        config = tmp_path / "patterns.json"
+        config.write_bytes(orjson.dumps({"dependencies": [str(ROOT)], "graphs": graphs}))
+        model = {
+            "OPENAI_API_KEY": "simulated",
+            "OPENAI_BASE_URL": simulator.openai_url,
+            "PERDURE_MODEL": "openai:simulated-1",
+        }
+        return server(config=config, env={**model, **(env or {})}, **given)
+
+    return start
