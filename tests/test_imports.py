@@ -11,7 +11,7 @@ import perdure
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "server" / "perdure"
 GRAPHS = ROOT / "graphs"
-SHARED_GRAPHS = {"claims", "specialists", "tools", "models", "prompt", "rules"}
+SHARED_GRAPHS = {"bounds", "claims", "specialists", "tools", "models", "prompt", "rules"}
 """Modules in graphs/ that hold what several patterns share."""
 
 FORBIDDEN = {
@@ -109,8 +109,9 @@ def test_patterns_do_not_import_each_other() -> None:
 def test_only_config_touches_the_process_environment() -> None:
     allowed = {
         PACKAGE / "config.py",
-        PACKAGE / "engine" / "registry.py",
-    }  # the latter loads langgraph.json's env
+        PACKAGE / "engine" / "registry.py",  # loads langgraph.json's env
+        PACKAGE / "durable" / "outside.py",  # where there is no perdure server, what langgraph dev says
+    }
     wrong: list[str] = []
     for file in set(files(PACKAGE)) - allowed:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
