@@ -3,6 +3,8 @@
 PYTHON ?= python3
 PORT ?= 2024
 SLOTS ?= 16
+# Test processes: tests wait more than they compute, so more than there are cores.
+JOBS ?= 3
 CRM_PORT ?= 2025
 
 UV := .uv/bin/uv
@@ -30,8 +32,8 @@ tour: $(READY)  ## Every example of every pattern against the running server, on
 demo: $(READY)  ## The story in a minute: agents, a person, kill -9 of a worker, an outage
 	@exec $(BIN)/perdure demo $(ARGS)
 
-test: $(READY)  ## All tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY)  ## All tests, JOBS=3 processes at a time
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 crash: $(READY)  ## Kill workers around every commit of every scenario; prints a table
 	CRASH_ALL=1 $(BIN)/python -m pytest tests/crash tests/engine/test_model.py -s -q $(ARGS)

@@ -15,7 +15,7 @@ from tests.conftest import ROOT, Launch, Process, clean_environment
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 HTTP_ONLY = {"httpx", "json", "langgraph_sdk", "os", "signal", "time", "uuid"}
-SECONDS = 180.0
+SECONDS = 300.0
 
 
 def cells(notebook: Path, kind: str) -> list[dict[str, Any]]:

@@ -51,6 +51,13 @@ class WorkerProcess:
     def terminate(self) -> None:
         os.kill(self.pid, signal.SIGTERM)
 
+    async def tell(self) -> str:
+        """What it is doing now: the stacks of its threads and tasks, behind its log."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGUSR1)
+            await asyncio.sleep(1)
+        return self.log.read_text()
+
     async def gone(self) -> None:
         """Wait until the process has ended."""
         async with asyncio.timeout(PATIENCE_SECONDS):

@@ -7,6 +7,7 @@ when one is executed. The parent has no threads and no event loop when it forks.
 """
 
 import asyncio
+import faulthandler
 import json
 import os
 import signal
@@ -45,8 +46,16 @@ async def execute(registry: Registry, graph: str, given: Any) -> None:
         await found.ainvoke(given)
 
 
+def tell(worker: perdure.engine.worker.Worker) -> None:
+    """Write what this worker is doing to its log."""
+    faulthandler.dump_traceback(file=sys.stderr)
+    for task in asyncio.all_tasks(worker._loop):  # pyright: ignore[reportPrivateUsage]
+        task.print_stack(file=sys.stderr)
+    sys.stderr.flush()
+
+
 def child(order: dict[str, Any], ready: int) -> None:
-    """Be a worker until SIGTERM. `kill` and `record` say what the commit hook does."""
+    """Be a worker until SIGTERM; at SIGUSR1 tell what it is doing. `kill` and `record` say what the commit hook does."""
     os.setsid()
     os.environ.update(order["env"])
     log = os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -57,11 +66,13 @@ def child(order: dict[str, Any], ready: int) -> None:
     registry = loaded.get(order["config"]) or Registry.load(settings.config)
     commits.install(kill=order.get("kill"), record=order.get("record"), arm=order.get("arm"))
     worker = perdure.engine.worker.Worker(settings, registry, order["dsn"])
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signals = {signal.SIGTERM, signal.SIGUSR1}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     worker.start()
     os.write(ready, b"ready\n")
     os.close(ready)
-    signal.sigwait({signal.SIGTERM})
+    while signal.sigwait(signals) == signal.SIGUSR1:
+        tell(worker)
     worker.stop()
     os._exit(0)
 

@@ -33,6 +33,7 @@ from tests.crash.fleet import Fleet, Nursery, WorkerProcess
 
 PATIENCE_SECONDS = 45.0
 POLL_SECONDS = 0.02
+LOG_CHARS = 20_000
 LINGER_SECONDS = 0.03
 """Longest time between a commit and a kill that is to hit what comes after it."""
 
@@ -167,7 +168,9 @@ class Lane:
                         await self._answer(example.get("answer", True))
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError as exc:
-            exc.add_note(f"not over after {PATIENCE_SECONDS:g} s: {await self.fleet.rows(ACTIVE)}\n{self._log()}")
+            logs = [await worker.tell() for worker in self.fleet.workers[-2:]]
+            exc.add_note(f"not over after {PATIENCE_SECONDS:g} s: {await self.fleet.rows(ACTIVE)}")
+            exc.add_note("\n--- the next worker\n".join(log[-LOG_CHARS:] for log in logs))
             raise
 
     async def _answer(self, answer: Any) -> None:
@@ -214,9 +217,6 @@ class Lane:
         for old in self.fleet.workers:
             old.kill()
         self.worker = self.fleet.worker(record=self._record, arm=self._arm)
-
-    def _log(self) -> str:
-        return "\n".join(worker.log.read_text()[-3000:] for worker in self.fleet.workers[-2:])
 
     @property
     def _record(self) -> Path:

@@ -56,12 +56,13 @@ def _node_names(value: Any) -> Any:
 
 
 def _goto(value: Any) -> Any:
+    """Where to jump; an empty list is nowhere (RemoteGraph sends one with each answer)."""
     targets: list[Any] = cast("list[Any]", value) if isinstance(value, list) else [value]
     for target in targets:
         node: Any = cast("dict[str, Any]", target).get("node") if isinstance(target, dict) else target
         if not isinstance(node, str):
             raise wrong("command.goto: must be a node name, {node, input} or a list of these")
-    return targets if isinstance(value, list) else targets[0]
+    return (targets or None) if isinstance(value, list) else targets[0]
 
 
 def _before(value: Any) -> Any:

@@ -26,7 +26,8 @@ class Found(TypedDict):
     value: Any
     error: dict[str, Any] | None
     attempts: list[dict[str, Any]]
-    """`{"started_at": ISO 8601, "seconds": float, "error": {...}, "model": {...}}`, oldest first; the last two at most."""
+    """`{"started_at": ISO 8601, "seconds": float, "error": {...}, "model": {...}}`, oldest first; the last two
+    at most."""
     next_at: float | None
     """Unix seconds before which a retrying step is not to be tried again."""
 

@@ -72,8 +72,8 @@ def delivery(run: Claimed) -> Any:
     wanted = {key: command[key] for key in ("update", "goto") if command.get(key) is not None}
     if kwargs.get("answered") is None and command.get("resume") is not None:
         wanted["resume"] = command["resume"]
-    elif kwargs.get("answered") is not None and not wanted:
-        return None
+    elif not wanted:  # LangGraph cannot take a command of nothing
+        return kwargs.get("input") if kwargs.get("answered") is None else None
     applied = (run.head or "") != run.base_checkpoint_id or run.head_commanded
     if applied and run.attempt > 1:
         return None

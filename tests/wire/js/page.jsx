@@ -37,7 +37,8 @@ function Events() {
     transport: param("protocol"),
     onThreadId: (id) => (keepThread(id), setThread(id)),
   });
-  return <Chat stream={stream} answer={stream.respond} typeOf={(message) => message.getType()} />;
+  const answer = (value) => stream.respond(value, { interruptId: stream.interrupt.id });
+  return <Chat stream={stream} answer={answer} typeOf={(message) => message.getType()} />;
 }
 
 const textOf = ({ content }) => (typeof content === "string" ? content : content.map((part) => part.text ?? "").join(""));
