@@ -180,8 +180,10 @@ def test_a_child_over_there_is_waited_for_asked_cancelled_and_its_failure_told(p
 
     # cancelled here: cancelled there, a question too
     for graph in ("forever", "ask"):
+        before = {child["run_id"] for child in pair.children(graph)}
         run = pair.call(graph)
-        child = until(lambda graph=graph: [c for c in pair.children(graph) if c["status"] in ("running", "success")])[0]
+        new = until(lambda known=before, graph=graph: [c for c in pair.children(graph) if c["run_id"] not in known])
+        child = new[0]
         until(lambda run=run: pair.run(run).get("suspended"))
         if graph == "ask":
             until(lambda: pair.get("far", "/interrupts?status=open"))

@@ -55,7 +55,7 @@ def tell(worker: perdure.engine.worker.Worker) -> None:
 
 
 def child(order: dict[str, Any], ready: int) -> None:
-    """Be a worker until SIGTERM; at SIGUSR1 tell what it is doing. `kill` and `record` say what the commit hook does."""
+    """Be a worker until SIGTERM; at SIGUSR1 tell what it does. `kill` and `record` say what the commit hook does."""
     os.setsid()
     os.environ.update(order["env"])
     log = os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
