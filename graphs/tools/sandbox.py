@@ -59,11 +59,6 @@ class Sandbox:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
             raise ValueError(f"A sandbox is named by letters, digits, - and _, not {name!r}")
         self.path = SandboxSettings().coding_sandbox.absolute() / name
-        try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as exc:
-            exc.add_note(f"No sandbox can be made in {self.path.parent}; CODING_SANDBOX names another folder")
-            raise
 
     def read(self, path: str) -> str:
         """A text file. Raises Refused."""
@@ -86,7 +81,12 @@ class Sandbox:
         if len(data) > MAX_FILE_BYTES:
             raise Refused(f"{path}: {len(data)} bytes are more than {MAX_FILE_BYTES}")
         async with self._turn():
-            self._replace(path, data)  # on the loop: short, and nobody can be cancelled in the middle of it
+            replacing = asyncio.ensure_future(asyncio.to_thread(self._replace, path, data))
+            try:
+                await asyncio.shield(replacing)
+            except asyncio.CancelledError:
+                await asyncio.wait({replacing})  # the lock is kept until the file is whole
+                raise
         return len(data)
 
     def _replace(self, path: str, data: bytes) -> None:
@@ -111,6 +111,7 @@ class Sandbox:
     def files(self) -> list[str]:
         """The files, sorted, without hidden ones and without what links lead to; the first MAX_LISTED."""
         found: list[str] = []
+        self._make()
         with self._root() as root:
             for folder, folders, names, _ in os.fwalk(".", dir_fd=root, follow_symlinks=False):
                 folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
@@ -123,6 +124,13 @@ class Sandbox:
         """What a shell command prints, and how it ended. When the caller is cancelled, the command is killed."""
         async with self._turn() as lock:
             return await execute(command, folder=self.path, seconds=seconds, lock=lock)
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as exc:
+            exc.add_note(f"No sandbox can be made in {self.path.parent}; CODING_SANDBOX names another folder")
+            raise
 
     @contextmanager
     def _root(self) -> Iterator[int]:
@@ -138,6 +146,7 @@ class Sandbox:
         names = path.removeprefix("./").split("/")
         if not path.isprintable() or len(names) > MAX_DEPTH or any(name in ("", ".", "..") for name in names):
             raise Refused(f"{path!r} is no path inside of the sandbox: give one like src/main.py, without . and ..")
+        self._make()
         with ExitStack() as opened:
             folder = opened.enter_context(self._root())
             with _refusing(path):
@@ -152,6 +161,7 @@ class Sandbox:
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[int]:
         """Wait until nobody else writes or executes here; gives the lock, which ends with its last descriptor."""
+        await asyncio.to_thread(self._make)
         with self._root() as lock:
             try:
                 async with asyncio.timeout(LOCK_SECONDS):

@@ -37,7 +37,14 @@ async def execute(command: str, *, folder: Path, seconds: float, lock: int) -> s
     Returns after the command and all of its process group are dead; when cancelled, it kills them first.
     `lock` is an open descriptor that lives as long as they do.
     """
-    guard = _Guard(command, folder, seconds, lock)
+    starting = asyncio.ensure_future(asyncio.to_thread(_Guard, command, folder, seconds, lock))
+    try:
+        guard = await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        guard = await starting
+        guard.kill()
+        await asyncio.to_thread(guard.report)
+        raise
     report = asyncio.ensure_future(asyncio.to_thread(guard.report))
     try:
         return await asyncio.shield(report)

@@ -78,9 +78,9 @@ class Nursery:
             text=True,
         )
 
-    def load(self, config: Path, warm: dict[str, Any]) -> None:
+    def load(self, config: Path, warm: dict[str, Any] | None = None) -> None:
         """Import the graphs of a langgraph.json, and execute those of `warm`, once for all workers forked with it."""
-        self._ask({"load": str(config), "warm": warm})
+        self._ask({"load": str(config), "warm": warm or {}})
 
     def fork(self, order: dict[str, Any]) -> WorkerProcess:
         answer = self._ask({"fork": order})

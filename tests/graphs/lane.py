@@ -134,6 +134,8 @@ class Lane:
             watcher.cancel()
             with suppress(asyncio.CancelledError):
                 await watcher
+            if kill and not outcome.killed:  # it would die of it in the next play
+                await self._retire()
         await self._sum_up(outcome)
         return outcome
 
@@ -168,9 +170,9 @@ class Lane:
                         await self._answer(example.get("answer", True))
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError as exc:
-            logs = [await worker.tell() for worker in self.fleet.workers[-2:]]
             exc.add_note(f"not over after {PATIENCE_SECONDS:g} s: {await self.fleet.rows(ACTIVE)}")
-            exc.add_note("\n--- the next worker\n".join(log[-LOG_CHARS:] for log in logs))
+            if self.worker:
+                exc.add_note((await self.worker.tell())[-LOG_CHARS:])
             raise
 
     async def _answer(self, answer: Any) -> None:
@@ -201,7 +203,7 @@ class Lane:
         """Forget the last play; whatever went wrong in it is over."""
         if not self._tables:
             self._tables = [row["table_name"] for row in await self.fleet.rows(OF_THREADS)]
-        if self.worker is None or (self.fleet.engine and not Path(f"/proc/{self.worker.pid}").exists()):
+        if self.worker is None:
             self._fork()
         async with self.fleet.engine.pool.connection() as conn, conn.transaction():
             await conn.execute("DELETE FROM threads")
@@ -214,9 +216,15 @@ class Lane:
         shutil.rmtree(self.fleet.folder / "sandbox", ignore_errors=True)
 
     def _fork(self) -> None:
-        for old in self.fleet.workers:
-            old.kill()
+        self.fleet.workers.clear()  # the one before is dead, and its number may be another process by the end
         self.worker = self.fleet.worker(record=self._record, arm=self._arm)
+
+    async def _retire(self) -> None:
+        worker, self.worker = self.worker, None
+        self.fleet.workers.clear()
+        if worker:
+            worker.kill()
+            await worker.gone()
 
     @property
     def _record(self) -> Path:

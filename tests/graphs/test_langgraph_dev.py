@@ -41,7 +41,6 @@ OFFLINE = {
 
 ERRORS = {
     "support": "step.transaction() needs perdure's database",
-    "coding_agent": "BlockingError",  # it writes files on the event loop; `langgraph dev --allow-blocking` lets it
 }
 """What these end with there, and nowhere else: a clear error."""
 

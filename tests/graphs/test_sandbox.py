@@ -27,7 +27,9 @@ PATIENCE_SECONDS = 20.0
 def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
     monkeypatch.setenv("CODING_SANDBOX", str(tmp_path / "boxes"))
     (tmp_path / "secret").write_text("secret")
-    return Sandbox("one")
+    box = Sandbox("one")
+    assert box.files() == []  # makes the folder
+    return box
 
 
 def alive(pid: int) -> bool:

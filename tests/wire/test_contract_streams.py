@@ -226,6 +226,25 @@ def test_a_failure_reaches_the_lifecycle_also_over_websocket(http: httpx.Client,
         assert json.loads(socket.recv(timeout=WAIT_SECONDS))["id"] is None
 
 
+def test_subscriptions_that_come_together_see_the_past_in_order(http: httpx.Client, wire: str) -> None:
+    """As a client's do that comes back: else it sees the end of a run before what led to it, and stops reading."""
+    thread = str(uuid4())
+    command(http, thread, "run.start", assistant_id="chat", input=SAID)
+    follow(http, f"/threads/{thread}/stream/events", {"channels": ["lifecycle"]}, ended)
+    with connect(f"ws://{urlsplit(wire).netloc}/threads/{thread}/stream/events") as socket:
+        for ident, channels in enumerate((["lifecycle", "input"], ["messages", "values", "lifecycle"])):
+            filters = {"channels": channels}
+            socket.send(json.dumps({"id": ident, "method": "subscription.subscribe", "params": filters}))
+        answers = [json.loads(socket.recv(timeout=WAIT_SECONDS)) for _ in range(2)]
+        assert [answer["type"] for answer in answers] == ["success"] * 2
+        got: list[Any] = []
+        while not got or got[-1]["params"]["data"].get("event") != "completed":
+            got.append(json.loads(socket.recv(timeout=WAIT_SECONDS)))
+    assert {event["method"] for event in got} == {"lifecycle", "messages", "values"}
+    numbers = [event["seq"] for event in got]
+    assert numbers == sorted(set(numbers))
+
+
 # Store, crons, system
 
 
@@ -243,6 +262,9 @@ def test_items_of_the_store(http: httpx.Client) -> None:
     assert listed["namespaces"] == [["contract"]]
     gone = {"namespace": namespace, "key": "a"}
     assert [http.request("DELETE", "/store/items", json=gone).status_code for _ in range(2)] == [204, 204]
+    for ttl, code in ((0, 204), (1e-45, 204), (1e-7, 204), (0.5, 204), (-1, 422), (1e300, 422)):
+        short = http.put("/store/items", json={"namespace": namespace, "key": "t", "value": {}, "ttl": ttl})
+        assert short.status_code == code, ttl
     for bad, code in (([], 400), (["langgraph"], 400), (["a.b"], 422), ([""], 422)):
         refused = http.put("/store/items", json={"namespace": bad, "key": "k", "value": {}})
         assert refused.status_code == code, bad

@@ -135,8 +135,8 @@ async def get_schemas(assistant_id: str, engine: EngineDep, gate: GateDep) -> Re
     return Json(await engine.registry.schemas(assistant["graph_id"]))
 
 
-@router.get("/{assistant_id}/subgraphs", response_model=dict[str, records.Schemas])
-@router.get("/{assistant_id}/subgraphs/{namespace:path}", response_model=dict[str, records.Schemas])
+@router.get("/{assistant_id}/subgraphs", response_model=dict[str, records.SubgraphSchemas])
+@router.get("/{assistant_id}/subgraphs/{namespace:path}", response_model=dict[str, records.SubgraphSchemas])
 async def get_subgraphs(
     assistant_id: str, engine: EngineDep, gate: GateDep, namespace: str | None = None, recurse: bool = False
 ) -> Response:

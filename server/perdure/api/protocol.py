@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 from fastapi import APIRouter, Depends, Response, WebSocket
 from langgraph_sdk import Auth
 from starlette.exceptions import HTTPException
+from starlette.types import Message
 from starlette.websockets import WebSocketDisconnect
 
 from perdure.api import records, schemas
@@ -37,6 +38,7 @@ from perdure.engine.showing import CHANNELS, Showing, Shown, Wanted
 router = APIRouter(prefix="/threads/{thread_id}", route_class=JsonRoute, tags=["protocol"])
 
 MAX_SUBSCRIPTIONS = 100  # of one socket
+TOGETHER_SECONDS = 0.02  # subscriptions that come closer together than this see the past together
 GONE, MALFORMED = 4404, 4422  # close codes that clients read as the HTTP status
 
 
@@ -137,8 +139,10 @@ class _Anyone:
 class _Connection:
     """One socket: a client's subscriptions, and one task that reads the thread for all of them.
 
-    So events come in the order of their seq, and once, however many subscriptions want them. A
-    new subscription first gets what it wants of the past, up to where the reader stands.
+    So events come in the order of their seq, and once, however many subscriptions want them. New
+    subscriptions first get what they want of the past, up to where the reader stands: those that
+    come together, as a client's do when it comes back, all at once and in order. JavaScript clients
+    would take the end of a run, shown to one of them, for the end of what another waits for.
     """
 
     def __init__(self, socket: WebSocket, gate: Gate, thread_id: UUID, within: Within) -> None:
@@ -148,6 +152,8 @@ class _Connection:
         self.engine = engine = gate.engine
         self.thread_id = thread_id
         self.subscriptions: list[_Subscription] = []
+        self._new: list[_Subscription] = []  # have not seen the past yet
+        self._due = 0.0  # when they are to see it, on the clock of the loop
         self._reader: asyncio.Task[None] | None = None
         self._showing = Showing(engine, thread_id)
         self._position = 0  # events up to here have been shown to the subscriptions
@@ -156,43 +162,58 @@ class _Connection:
 
     async def serve(self) -> None:
         """Answer commands until the client leaves."""
-        while True:
-            message = await self.socket.receive()
-            if message["type"] == "websocket.disconnect":
-                return
-            text: str | None = message.get("text")
-            raw: bytes = text.encode(errors="surrogatepass") if text is not None else message.get("bytes") or b""
-            ident: int | None = None
-            try:
-                ident, method, params = parts(parse(raw, max_depth=self.engine.settings.max_json_depth))
-                answer = await self._execute(ident, method, params)
-            except BodyRefused as exc:
-                answer = failure(None, "invalid_argument", str(exc))
-            except CommandFailed as exc:
-                answer = failure(ident, exc.code, str(exc))
-            if answer is not None:
-                await self._send(dumps(answer))
+        clock = asyncio.get_running_loop().time
+        receiving = asyncio.create_task(self.socket.receive())
+        try:
+            while True:
+                done, _ = await asyncio.wait({receiving}, timeout=max(0, self._due - clock()) if self._new else None)
+                if self._new and clock() >= self._due:
+                    await self._show_past()
+                if not done:
+                    continue
+                message = receiving.result()
+                if message["type"] == "websocket.disconnect":
+                    return
+                await self._answer(message)
+                receiving = asyncio.create_task(self.socket.receive())
+        finally:
+            receiving.cancel()
+            await asyncio.gather(receiving, return_exceptions=True)
+
+    async def _answer(self, message: Message) -> None:
+        text: str | None = message.get("text")
+        raw: bytes = text.encode(errors="surrogatepass") if text is not None else message.get("bytes") or b""
+        ident: int | None = None
+        try:
+            ident, method, params = parts(parse(raw, max_depth=self.engine.settings.max_json_depth))
+            answer = await self._execute(ident, method, params)
+        except BodyRefused as exc:
+            answer = failure(None, "invalid_argument", str(exc))
+        except CommandFailed as exc:
+            answer = failure(ident, exc.code, str(exc))
+        await self._send(dumps(answer))
 
     async def close(self) -> None:
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
 
-    async def _execute(self, ident: int, method: str, params: dict[str, Any]) -> dict[str, Any] | None:
+    async def _execute(self, ident: int, method: str, params: dict[str, Any]) -> dict[str, Any]:
         if method == "subscription.subscribe":
             return await self._subscribe(ident, params)
         if method == "subscription.unsubscribe":
-            for one in self.subscriptions:
-                if one.ident == params.get("subscription_id"):
-                    self.subscriptions.remove(one)
-                    return success(ident, {}, None)
+            for several in (self.subscriptions, self._new):
+                for one in several:
+                    if one.ident == params.get("subscription_id"):
+                        several.remove(one)
+                        return success(ident, {}, None)
             raise CommandFailed("no_such_subscription", "This connection has no subscription with that id")
         if method == "subscription.reconnect":
             return success(ident, {"restored": False}, None)  # they end with their connection
         return await execute(self.gate, self.thread_id, ident, method, params)
 
-    async def _subscribe(self, ident: int, params: dict[str, Any]) -> None:
-        if len(self.subscriptions) >= MAX_SUBSCRIPTIONS:
+    async def _subscribe(self, ident: int, params: dict[str, Any]) -> dict[str, Any]:
+        if len(self.subscriptions) + len(self._new) >= MAX_SUBSCRIPTIONS:
             raise CommandFailed("invalid_argument", f"A connection may have {MAX_SUBSCRIPTIONS} subscriptions")
         body = checked(schemas.EventFilter, params)
         try:
@@ -203,20 +224,30 @@ class _Connection:
             if self._reader is None and await self.gate.sees(self.thread_id, self.within):
                 self._position = await position(self.engine, self.thread_id)
             count = 0
-            async for _ in self._past(one, states=False):
+            async for _ in self._past([one], states=False):
                 count += 1
-            result = {"subscription_id": one.ident, "replayed_events": count}
-            await self._send(dumps(success(ident, result, self._position)))
-            async for event in self._past(one):
-                if not any(older.since < event.seq and older.wanted.event(event) for older in self.subscriptions):
+            if not self._new:
+                self._due = asyncio.get_running_loop().time() + TOGETHER_SECONDS
+            self._new.append(one)
+            return success(ident, {"subscription_id": one.ident, "replayed_events": count}, self._position)
+
+    async def _show_past(self) -> None:
+        """What the new subscriptions want of it and no older one has been shown; then the reader serves them too."""
+        async with self._turn:
+            async for event in self._past(self._new):
+                new, old = ([one for one in of if one.since < event.seq] for of in (self._new, self.subscriptions))
+                if any(one.wanted.event(event) for one in new) and not any(one.wanted.event(event) for one in old):
                     await self._send(event.json())
-            self.subscriptions.append(one)
+            self.subscriptions += self._new
+            self._new = []
             if self._reader is None:
                 self._reader = asyncio.create_task(self._read(), name=f"protocol {self.thread_id}")
 
-    def _past(self, one: _Subscription, *, states: bool = True) -> AsyncIterator[Shown]:
-        until = self._position
-        return protocol.replay(self.engine, self.thread_id, one.wanted, since=one.since, until=until, states=states)
+    def _past(self, several: list[_Subscription], *, states: bool = True) -> AsyncIterator[Shown]:
+        """The stored events that at least one of several may want."""
+        since = min(one.since for one in several)
+        any_of = _Anyone([one.wanted for one in several])
+        return protocol.replay(self.engine, self.thread_id, any_of, since=since, until=self._position, states=states)
 
     async def _read(self) -> None:
         """Show events to the subscriptions until the client leaves or the thread is deleted."""

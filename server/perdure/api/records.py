@@ -62,13 +62,16 @@ class Graph(BaseModel):
     edges: list[dict[str, Any]]
 
 
-class Schemas(BaseModel):
-    graph_id: str
+class SubgraphSchemas(BaseModel):
     input_schema: dict[str, Any] | None
     output_schema: dict[str, Any] | None
     state_schema: dict[str, Any] | None
     config_schema: dict[str, Any] | None
     context_schema: dict[str, Any] | None
+
+
+class Schemas(SubgraphSchemas):
+    graph_id: str
 
 
 class Thread(BaseModel):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from perdure.api.fields import (
     MAX_DELAY_SECONDS,
@@ -91,6 +91,11 @@ class Ttl(Body):
 
 def _ttl(value: Any) -> Any:
     return {"ttl": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _milliminutes(minutes: float) -> float:
+    """LangGraph writes it as text, and PostgreSQL reads no interval like 8.4e-44 seconds."""
+    return round(minutes, 3)
 
 
 TtlOrMinutes = Annotated[Ttl, BeforeValidator(_ttl, json_schema_input_type=Ttl | float)]
@@ -334,7 +339,7 @@ class ItemDelete(Body):
 class ItemPut(ItemDelete):
     value: JsonObject
     index: list[str] | bool | None = None
-    ttl: Annotated[float, Field(ge=0, le=MAX_DELAY_SECONDS / 60)] | None = None
+    ttl: Annotated[float, Field(ge=0, le=MAX_DELAY_SECONDS / 60), AfterValidator(_milliminutes)] | None = None
 
 
 class ItemSearch(Body):

@@ -18,7 +18,7 @@ from perdure.engine.access import Actor
 from perdure.engine.errors import QuestionNotFound, RunNotFound
 from perdure.engine.events import PROTOCOL
 from perdure.engine.runs import NewRun
-from perdure.engine.showing import Namespace, Showing, Shown, Wanted
+from perdure.engine.showing import Interest, Namespace, Showing, Shown, Wanted
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine
@@ -45,7 +45,7 @@ async def follow(engine: Engine, thread_id: UUID, wanted: Wanted, *, since: int 
 
 
 async def replay(
-    engine: Engine, thread_id: UUID, wanted: Wanted, *, since: int = 0, until: int | None = None, states: bool = True
+    engine: Engine, thread_id: UUID, wanted: Interest, *, since: int = 0, until: int | None = None, states: bool = True
 ) -> AsyncIterator[Shown]:
     """The stored protocol events with `since < seq <= until`, one at a time; see `Showing` for `states`."""
     showing = Showing(engine, thread_id, states=states)
