@@ -18,7 +18,6 @@ from uuid import uuid4
 from langchain_core.messages import HumanMessage, SystemMessage
 from langgraph.graph import START, StateGraph
 from langgraph.types import RetryPolicy
-from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
 from graphs.models import chat_model
@@ -47,21 +46,11 @@ class Booking(Input, Output):
     """The whole state of a trip."""
 
 
-class Trip(BaseModel):
-    """A trip that is to be booked."""
-
-    city: str = Field(description="Where the trip goes")
-    dates: str = Field(description="From when to when")
-    hotel: str | None = Field(None, description="Which hotel is wanted, e.g. 'downtown'; null if none is")
-    flight: str | None = Field(None, description="Which flight is wanted, e.g. 'from Boston'; null if none is")
-    car: str | None = Field(None, description="Which kind of car is wanted, e.g. 'SUV'; null if none is")
-
-
 @step
 async def understand(prompt: str) -> dict[str, Any]:
-    reader = chat_model().with_structured_output(Trip)
+    reader = chat_model().with_structured_output(travel.Trip)
     trip = await reader.ainvoke([SystemMessage("You read what a customer wants to be booked."), HumanMessage(prompt)])
-    return Trip.model_validate(trip).model_dump()  # plain JSON for the journal
+    return travel.Trip.model_validate(trip).model_dump()  # plain JSON for the journal
 
 
 @step

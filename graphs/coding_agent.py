@@ -21,15 +21,13 @@ from typing import Any, NotRequired
 from langchain.agents import AgentState
 from langchain.agents.middleware import AgentMiddleware, hook_config
 from langchain_core.messages import AnyMessage, HumanMessage
-from langchain_core.tools import tool
-from langgraph.config import get_config
 from langgraph.runtime import Runtime
 from typing_extensions import TypedDict
 
 from graphs.models import chat_model
 from graphs.prompt import create_prompt_agent
-from graphs.tools.sandbox import Refused, Sandbox
-from perdure import DurableModel, mailbox, step
+from graphs.tools.sandbox_tools import TOOLS
+from perdure import DurableModel, mailbox
 
 
 class Input(TypedDict):
@@ -41,48 +39,6 @@ class Input(TypedDict):
 
 class Coding(AgentState[Any]):
     message: NotRequired[str | None]
-
-
-def sandbox() -> Sandbox:
-    """The folder of this session: another thread has another one."""
-    return Sandbox(str(get_config()["configurable"]["thread_id"]))
-
-
-@tool
-@step
-def list_files() -> list[str]:
-    """List the files in the working directory, with those in its folders."""
-    return sandbox().files()
-
-
-@tool
-@step
-def read_file(path: str) -> str:
-    """Read a text file. The path is relative to the working directory."""
-    try:
-        return sandbox().read(path)
-    except Refused as exc:
-        return f"Error: {exc}"
-
-
-@tool
-@step
-async def write_file(path: str, content: str) -> str:
-    """Create a text file or replace it as a whole. The path is relative to the working directory."""
-    try:
-        return f"Wrote {await sandbox().write(path, content)} bytes to {path}"
-    except Refused as exc:
-        return f"Error: {exc}"
-
-
-@tool
-@step
-async def run_command(command: str) -> str:
-    """Run a shell command in the working directory, for 20 seconds at most. Returns what it prints."""
-    try:
-        return await sandbox().run(command)
-    except Refused as exc:
-        return f"Error: {exc}"
 
 
 class Listening(AgentMiddleware[Coding, Any, Any]):
@@ -116,7 +72,7 @@ def heard(messages: list[Any]) -> list[HumanMessage]:
 
 graph = create_prompt_agent(
     chat_model(),
-    tools=[list_files, read_file, write_file, run_command],
+    tools=TOOLS,
     system_prompt=(
         "You are a coding agent. You work in one directory, with the tools that you have; run what you write. "
         "Later messages may correct earlier ones. If a task was interrupted, look at what is there, and go on with "

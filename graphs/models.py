@@ -1,6 +1,6 @@
 """The chat model that every pattern uses: which one it is comes from the settings, not from the code.
 
-With no model key, `perdure serve` sets `PERDURE_MODEL` to the simulator's model; `graphs/rules.py` says
+With no model key, `perdure serve` sets `PERDURE_MODEL` to the simulator's model; `graphs/simulated/` says
 what that one answers.
 """
 

@@ -11,33 +11,21 @@ Try it:  perdure invoke support --key user_12345 -i '{"user_id": "user_12345", "
              -i '{"user_id": "user_12345", "message": "Create a ticket: the login fails"}'
 """
 
-from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal, NotRequired
 
 from langchain.agents import AgentState, create_agent
-from langchain.agents.middleware import AgentMiddleware
-from langchain.tools.tool_node import ToolCallRequest
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.tools import tool
 from langgraph.channels import EphemeralValue
 from langgraph.graph import START, StateGraph
 from langgraph.prebuilt import ToolRuntime
-from langgraph.types import Command
-from pydantic_settings import BaseSettings, SettingsConfigDict
 from typing_extensions import TypedDict
 
 from graphs.models import chat_model
 from graphs.tools import customers
+from graphs.tools.tickets import CrmSettings
+from graphs.tools.unknown import UnknownTools
 from perdure import DurableModel, TerminalError, agent, step
-
-
-class CrmSettings(BaseSettings):
-    """Environment: CRM_URL. Read again at each call."""
-
-    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True)
-
-    crm_url: str = "http://127.0.0.1:2025"
-    """The server of the assistant `crm`; `make crm` starts one there."""
 
 
 class Wish(TypedDict):
@@ -104,20 +92,6 @@ async def create_ticket_later(title: str, description: str, runtime: Runtime) ->
     wish = {"title": title, "description": description}
     await agent.send("support", {"user_id": runtime.state["user_id"], "ticket": wish})
     return "It is on its way; the customer will be told its number here."
-
-
-class UnknownTools(AgentMiddleware[Support, Any, Any]):
-    """A model may ask for a tool that does not exist: it is told so, and goes on."""
-
-    async def awrap_tool_call(
-        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]]
-    ) -> ToolMessage | Command[Any]:
-        if request.tool is not None:
-            return await handler(request)
-        call = request.tool_call
-        return ToolMessage(
-            f"Tool not found: {call['name']}", tool_call_id=call["id"], name=call["name"], status="error"
-        )
 
 
 def kind(state: Support) -> Literal["hear", "wait_for_ticket", "tell"]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import httpx
@@ -25,6 +26,7 @@ from perdure.engine.postgres import embedded
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
+WAIT_SECONDS = 30.0
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +81,18 @@ class Database:
     def _execute(self, statement: sql.Composed) -> None:
         with psycopg.connect(self.url, autocommit=True) as conn:
             conn.execute(statement)
+
+
+T = TypeVar("T")
+
+
+def eventually(look: Callable[[], T], is_right: Callable[[T], Any] = bool, *, seconds: float = WAIT_SECONDS) -> T:
+    """What `look` returns as soon as it is right. Fails after `seconds`."""
+    end = time.monotonic() + seconds
+    while not is_right(found := look()):
+        assert time.monotonic() < end, f"still {found!r} after {seconds} s"
+        time.sleep(0.02)  # what another process does can only be asked again
+    return found
 
 
 def clean_environment(**given: str) -> dict[str, str]:
@@ -136,7 +150,7 @@ class Process:
             if ended or time.monotonic() > end:
                 what = f"ended with {self.popen.returncode}" if ended else f"said nothing in {seconds} s"
                 pytest.fail(f"process {self.pid} {what}, waiting for {pattern!r}:\n{self.output}")
-            time.sleep(0.02)
+            time.sleep(0.02)  # looks at the log again
 
 
 Launch = Callable[..., Process]

@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,7 +21,7 @@ import pytest
 import yaml
 
 from perdure.config import Settings
-from tests.conftest import ROOT, START_SECONDS, STOP_SECONDS, Launch, Process
+from tests.conftest import ROOT, START_SECONDS, STOP_SECONDS, Launch, Process, eventually
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -122,7 +121,7 @@ def up(launch: Launch, image: Path, dsn: str, tmp_path: Path) -> dict[str, Proce
         processes[name] = launch(*SERVICES[name]["command"], env=env, cwd=image)
         processes[name].url = f"http://127.0.0.1:{ports[name]}"
     for name in ("api", "crm"):
-        until(lambda name=name: healthy(processes[name]), START_SECONDS)
+        eventually(lambda name=name: healthy(processes[name]), seconds=START_SECONDS)
     for name in WORKERS:
         processes[name].until("perdure worker")
     return processes
@@ -131,14 +130,6 @@ def up(launch: Launch, image: Path, dsn: str, tmp_path: Path) -> dict[str, Proce
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return free.getsockname()[1]
-
-
-def until(condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS) -> Any:
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)  # asks other processes again
-    return value
 
 
 def healthy(process: Process) -> bool:
@@ -169,10 +160,10 @@ def test_a_run_finishes_and_survives_the_kill_of_a_worker(up: dict[str, Process]
         def claimed_by() -> list[str]:
             return [name for name in WORKERS if re.search(rf'"run_id": "{run["run_id"]}".*"claimed"', up[name].output)]
 
-        [victim] = until(claimed_by)
-        until(lambda: http.get("/agents/progress/job1/state").json().get("written"))
+        [victim] = eventually(claimed_by)
+        eventually(lambda: http.get("/agents/progress/job1/state").json().get("written"))
         up[victim].kill()
-        done = until(lambda: (found := http.get(path).json())["status"] == "success" and found)
+        done = eventually(lambda: (found := http.get(path).json())["status"] == "success" and found)
         assert done["attempt"] == 2
         assert claimed_by() == WORKERS
         assert http.get(f"{path}/join").json()["answer"].count("## ") == 4

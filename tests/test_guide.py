@@ -60,7 +60,7 @@ def follow(folder: Path) -> None:
     (folder / named("One file")).write_text(blocks(section("One file"), "python")[0])
     (folder / named("One test")).write_text(blocks(section("One test"), "python")[0])
 
-    rules = folder / "graphs" / "rules.py"
+    rules = folder / named("One rule")
     text = rules.read_text()
     assert text.count("\nrules = [") == 1
     rule = blocks(section("One rule"), "python")[0]
@@ -109,7 +109,7 @@ def free_port() -> int:
 def test_the_guide_leads_to_a_pattern(copy: Path, database_url: str, dsn: str, tmp_path: Path) -> None:
     follow(copy)
     env = clean_environment(TEST_DATABASE_URL=database_url, PYTEST_ADDOPTS=f"--basetemp={tmp_path / 'inner'}")
-    words = ("ruff", "check", "--no-cache", "graphs/slogan.py", "tests/graphs/test_slogan.py", "graphs/rules.py")
+    words = ("ruff", "check", "--no-cache", "graphs/slogan.py", "tests/graphs/test_slogan.py", named("One rule"))
     subprocess.run([str(ROOT / ".venv/bin" / words[0]), *words[1:]], cwd=copy, check=True, capture_output=True)
 
     tests, tries = re.split(r"^Then with a server.*$", section("See it"), flags=re.MULTILINE)

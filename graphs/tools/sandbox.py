@@ -103,7 +103,7 @@ class Sandbox:
                     os.fsync(new)
                 # A link that was put there meanwhile is replaced, not followed.
                 os.rename(part, name, src_dir_fd=folder, dst_dir_fd=folder)
-            except BaseException:
+            except BaseException:  # whatever stops it, and it goes on to do so: half a file must not stay
                 with suppress(FileNotFoundError):
                     os.unlink(part, dir_fd=folder)
                 raise

@@ -1,11 +1,23 @@
-"""The tickets of the pattern `crm`, in the database of the server that runs it."""
+"""The tickets of the pattern `crm`, in the database of the server that runs it; and where that server is."""
 
 from pathlib import Path
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from graphs.tools import tables
 from perdure import step
 
 SCRIPT = Path(__file__).with_name("tickets.sql").read_bytes()
+
+
+class CrmSettings(BaseSettings):
+    """Environment: CRM_URL. Read again at each call."""
+
+    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True)
+
+    crm_url: str = "http://127.0.0.1:2025"
+    """The server of the assistant `crm`; `make crm` starts one there."""
+
 
 OPEN = """
 INSERT INTO crm.tickets (user_id, title, description)

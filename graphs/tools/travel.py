@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import orjson
+from pydantic import BaseModel, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from perdure import TerminalError
@@ -25,6 +26,16 @@ class TravelSettings(BaseSettings):
     """File that gets one JSON line for each request; unset: none is kept."""
     travel_seconds: float = 0
     """How long the agency takes to answer; time to cancel a run, or to kill its worker."""
+
+
+class Trip(BaseModel):
+    """A trip that is to be booked, as a model can read it out of a text."""
+
+    city: str = Field(description="Where the trip goes")
+    dates: str = Field(description="From when to when")
+    hotel: str | None = Field(None, description="Which hotel is wanted, e.g. 'downtown'; null if none is")
+    flight: str | None = Field(None, description="Which flight is wanted, e.g. 'from Boston'; null if none is")
+    car: str | None = Field(None, description="Which kind of car is wanted, e.g. 'SUV'; null if none is")
 
 
 async def reserve(part: str, wish: str, city: str, dates: str, *, reference: str, idempotency_key: str) -> str:

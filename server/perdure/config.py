@@ -128,10 +128,27 @@ class Settings(BaseSettings):
         description="Who may use the API: everybody, who has a key (`perdure keys`), or who has a token of an OpenID "
         "provider. An `auth` entry in langgraph.json decides by itself.",
     )
+    admins: str = Field(
+        default="",
+        description="Identities, with commas between, that may see in the console what belongs to nobody: workers, "
+        "all keys, SQL. Without authentication everybody may.",
+    )
+    sql_url: SecretStr | None = Field(
+        default=None,
+        description="A connection to the same database for `perdure sql` and the console's SQL page, by a role that "
+        "may only read. Unset: none is used, except with the embedded PostgreSQL, which has one.",
+    )
     oidc_issuer: str | None = Field(
         default=None, description="The provider: the `iss` of its tokens, and where its configuration is found."
     )
     oidc_audience: str | None = Field(default=None, description="The `aud` that tokens for this server have.")
+    oidc_client_id: str | None = Field(
+        default=None, description="The client that the console signs people in with. Unset: they paste a token."
+    )
+    oidc_client_secret: SecretStr | None = Field(
+        default=None, description="That client's secret, if the provider gave it one."
+    )
+    oidc_scopes: str = Field(default="openid profile", description="What the console asks the provider for.")
     oidc_jwks_url: str | None = Field(
         default=None, description="Where the provider's keys are. Unset: where its configuration says."
     )
@@ -152,6 +169,13 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(
         default=None, description="Key that the command line sends to that server as x-api-key."
     )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Where a worker without an API shows `/metrics`; 0 takes a free port. Unset: nowhere.",
+    )
+    metrics_host: str = Field(default="127.0.0.1", description="Address that a worker shows its metrics on.")
     log_level: str = Field(
         default="info",
         validation_alias=AliasChoices("PERDURE_LOG_LEVEL", "LOG_LEVEL"),
@@ -164,6 +188,11 @@ class Settings(BaseSettings):
     simulated: bool = Field(
         default=False, description="Set by the server itself when the simulator stands in for a model."
     )
+
+    @property
+    def admin_list(self) -> list[str]:
+        """The identities in `admins`."""
+        return [name.strip() for name in self.admins.split(",") if name.strip()]
 
 
 def load_settings(**given: Any) -> Settings:
@@ -226,6 +255,11 @@ def point_at_simulator(base_url: str) -> None:
     os.environ["OPENAI_API_KEY"] = "simulated"
     os.environ["OPENAI_BASE_URL"] = f"{base_url.rstrip('/')}/v1"
     os.environ["PERDURE_MODEL"] = "openai:simulated-1"
+
+
+def leave_loopback_to_us() -> None:
+    """Keep langgraph_sdk from looking for another server in this process when a client is given no URL."""
+    os.environ["__LANGGRAPH_DEFER_LOOPBACK_TRANSPORT"] = "true"
 
 
 def child_environment(**given: str) -> dict[str, str]:

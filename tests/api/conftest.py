@@ -2,10 +2,8 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import add
@@ -25,6 +23,7 @@ from typing_extensions import TypedDict
 from perdure.api import create_app
 from perdure.config import Settings
 from perdure.engine.registry import GraphEntry, Registry
+from tests.conftest import Process
 
 GRAPHS = '''
 """Graphs of the API tests."""
@@ -122,19 +121,14 @@ def serve(database_url: str, config: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "perdure.cli", "serve", "--config", str(config), "--port", "0"]
     log = config.parent / "serve.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(
+        popen = subprocess.Popen(
             command, cwd=config.parent, env={**os.environ, **given}, stdout=output, stderr=subprocess.STDOUT
         )
+    process = Process(popen, log)
     try:
-        end = time.monotonic() + 60
-        while not (found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text(errors="replace"))):
-            assert process.poll() is None, log.read_text(errors="replace")
-            assert time.monotonic() < end, log.read_text(errors="replace")
-            time.sleep(0.05)
-        yield found[0]
+        yield process.until(r"http://127\.0\.0\.1:\d+")[0]
     finally:
-        process.terminate()
-        process.wait(20)
+        process.stop()
         _execute(database_url, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 

@@ -17,8 +17,9 @@ from perdure.api import create_app
 from perdure.api.auth import User
 from perdure.api.gate import handler_of
 from perdure.config import Settings
-from perdure.engine import crons
+from perdure.engine import ticks, urls
 from perdure.engine.access import NOTHING, containment, kept, owned
+from perdure.engine.errors import InvalidInput
 from perdure.engine.registry import ConfigError, Registry
 from tests.api.conftest import serve
 
@@ -267,6 +268,38 @@ def test_routes_may_be_left_out(app: FastAPI, dsn: str) -> None:
         assert http.post("/threads/search", json={}).status_code == 200
 
 
+def test_what_the_server_says_about_itself_may_be_left_out(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: Any) -> int:
+        raise ConnectionError
+
+    monkeypatch.setattr("perdure.api.system.assistants.count", broken)
+    paths = ("/info", "/metrics", "/docs", "/openapi.json", "/docs/oauth2-redirect")
+    config = {"graphs": {}, "http": {"disable_meta": True}}
+    with TestClient(create_app(Settings(), Registry({"graphs": {}}, {}), dsn)) as http:
+        assert [http.get(path).status_code for path in paths] == [200] * len(paths)
+        assert http.get("/ok?check_db=true").status_code == 503
+    app = create_app(Settings(), Registry(config, {}), dsn)
+    with TestClient(app, raise_server_exceptions=False) as http:
+        assert [http.get(path).status_code for path in paths] == [404] * len(paths)
+        assert http.get("/ok?check_db=true").json()["ok"] is True  # nobody looks
+
+
+def test_with_webhooks_off_runs_are_taken_and_nobody_is_called(app: FastAPI, dsn: str) -> None:
+    with TestClient(app):
+        graphs = app.state.engine.registry.graphs
+    config = {"graphs": {}, "http": {"disable_webhooks": True}}
+    run = {"assistant_id": "echo", "input": {}, "webhook": "https://example.com/hook"}
+    with TestClient(create_app(Settings(), Registry(config, graphs), dsn)) as http:
+        made = http.post("/runs", json=run)
+        assert made.status_code == 200, made.text
+        assert made.json()["kwargs"]["webhook"] is None
+        sent = http.post("/agents/echo/send?webhook=https://example.com/hook", json={})
+        assert sent.status_code == 202
+        assert not http.get("/.well-known/agent-card.json").json()["capabilities"]["pushNotifications"]
+    with pytest.raises(InvalidInput, match="switched off"):  # one that was accepted before, as deliveries see it
+        urls.check_url("https://example.com/hook", config)
+
+
 # -- on a real server
 
 WIRED = '''
@@ -454,7 +487,7 @@ async def own(ctx, value):
         cron = http.post("/runs/crons", json={"assistant_id": "echo", "schedule": "0 0 1 1 *"}).json()
         conn.execute("UPDATE crons SET next_run_at = now()")
         assert http.portal is not None
-        assert http.portal.call(crons.fire_due, app.state.engine) == 1
+        assert http.portal.call(ticks.fire_due, app.state.engine) == 1
         [run] = http.post("/runs/search", json={}).json()
         assert (run["metadata"]["owner"], run["metadata"]["cron_id"]) == ("alice", cron["cron_id"])
         assert http.get(f"/threads/{run['thread_id']}").json()["metadata"]["owner"] == "alice"

@@ -1,7 +1,6 @@
 """Pause, resume, retry, restart, kill, steer and find, over HTTP against a real server."""
 
 import json
-import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,7 +9,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.conftest import Launch, Process
+from tests.conftest import Launch, Process, eventually
 from tests.crash.fleet import HERE
 
 
@@ -28,21 +27,14 @@ def start(api: httpx.Client, graph: str, **body: Any) -> str:
 
 
 def until(api: httpx.Client, run: str, **wanted: Any) -> dict[str, Any]:
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
-        shown = api.get(run).json()
-        if all(shown.get(key) == value for key, value in wanted.items()):
-            return shown
-        time.sleep(0.02)  # asks a real server again; ends as soon as it is so
-    pytest.fail(f"{run} did not become {wanted}: {shown}")
+    """The run as soon as it is like that."""
+    return eventually(lambda: api.get(run).json(), lambda shown: wanted.items() <= shown.items())
 
 
 def happens(folder: Any, effect: str) -> None:
     """Wait until a step has had its effect."""
-    file, end = folder / "effects", time.monotonic() + 20
-    while not file.exists() or effect not in file.read_text().split():
-        assert time.monotonic() < end, f"{effect} did not happen"
-        time.sleep(0.02)  # looks at the file again
+    file = folder / "effects"
+    eventually(lambda: file.read_text().split() if file.exists() else [], lambda effects: effect in effects)
 
 
 def test_a_paused_run_goes_on_where_it_was(api: httpx.Client, tmp_path: Any) -> None:
@@ -174,9 +166,6 @@ def test_threads_live_as_long_as_langgraph_json_says(server: Launch, tmp_path: A
     process: Process = server(config=config, env={"EFFECTS": str(tmp_path / "effects")})
     with httpx.Client(base_url=process.url, timeout=30) as client:
         path = f"/threads/{client.post('/threads', json={}).json()['thread_id']}"
-        end = time.monotonic() + 20
-        while client.get(path).status_code != 404:
-            assert time.monotonic() < end, "it still lives"
-            time.sleep(0.05)  # asks a real server again
+        eventually(lambda: client.get(path).status_code, lambda code: code == 404)
         own = client.post("/threads", json={"ttl": 60}).json()["thread_id"]
         assert client.get(f"/threads/{own}").status_code == 200

@@ -1,7 +1,6 @@
 """Crons over HTTP: the client that people use against a real server, and what is refused."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,6 +14,8 @@ from langgraph_sdk.client import SyncLangGraphClient
 from langgraph_sdk.errors import NotFoundError
 from starlette.testclient import TestClient
 
+from tests.conftest import eventually
+
 DAILY = "0 5 * * *"
 
 
@@ -22,14 +23,6 @@ DAILY = "0 5 * * *"
 def sdk(live: str) -> Iterator[SyncLangGraphClient]:
     with get_sync_client(url=live, api_key=None) as client:
         yield client
-
-
-def eventually(look: Callable[[], Any], seconds: float = 15) -> Any:
-    end = time.monotonic() + seconds
-    while not (value := look()):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    return value
 
 
 def test_the_sdk_creates_finds_changes_and_deletes(sdk: SyncLangGraphClient) -> None:

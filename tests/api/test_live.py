@@ -12,20 +12,13 @@ import pytest
 from langgraph_sdk import get_sync_client
 
 from perdure.engine.registry import ASSISTANT_NAMESPACE
+from tests.conftest import eventually
 
 
 @pytest.fixture
 def http(live: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=live, timeout=20) as client:
         yield client
-
-
-def eventually(look: Callable[[], Any], seconds: float = 10) -> Any:
-    end = time.monotonic() + seconds
-    while not (value := look()):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    return value
 
 
 def thread(http: httpx.Client) -> str:

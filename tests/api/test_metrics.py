@@ -1,8 +1,11 @@
 """/metrics: what it counts, what it costs, and that nobody can make it grow without end."""
 
+import time
+from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import psycopg
 import pytest
 from fastapi import FastAPI
@@ -10,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from perdure.engine import meters, metrics
+from tests.conftest import Launch
 
 Sample = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -21,6 +25,15 @@ def read(text: str) -> Sample:
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
+
+
+def until(place: str, name: str, least: float, **labels: str) -> Sample:
+    """What is shown once a number is so high: a run has ended before its attempt is counted."""
+    end = time.monotonic() + 20
+    while value(shown := read(httpx.get(place, timeout=20).text), name, **labels) < least:
+        assert time.monotonic() < end, shown
+        time.sleep(0.02)
+    return shown
 
 
 def value(samples: Sample, name: str, **labels: str) -> float:
@@ -117,12 +130,35 @@ def test_a_real_server_counts_attempts(live: str) -> None:
         before = read(http.get("/metrics").text)
         assert http.post("/agents/works/run", json={}).status_code == 200
         assert http.post("/agents/fails/run", json={}).status_code == 422
-        after = read(http.get("/metrics").text)
-    assert value(after, "perdure_claims_total") >= value(before, "perdure_claims_total") + 2
     for outcome in ("finished", "failed"):
-        name, labels = "perdure_attempts_total", {"outcome": outcome}
-        assert value(after, name, **labels) >= value(before, name, **labels) + 1
+        name = "perdure_attempts_total"
+        after = until(f"{live}/metrics", name, value(before, name, outcome=outcome) + 1, outcome=outcome)
+    assert value(after, "perdure_claims_total") >= value(before, "perdure_claims_total") + 2
     assert value(after, "perdure_attempt_seconds_count", graph="works") >= 1
     assert value(after, "perdure_workers") == 1
     assert 0 <= value(after, "perdure_loop_lag_seconds", loop="attempts") < 5
     assert 0 <= value(after, "perdure_loop_lag_seconds", loop="api") < 5
+
+
+def test_a_worker_without_an_api_shows_its_own_numbers_where_the_setting_says(
+    server: Launch, worker: Launch, launch: Launch, config: Path, dsn: str
+) -> None:
+    url = server(config=config, slots=0).url
+    process = worker(config=config, env={"DATABASE_URL": dsn, "PERDURE_METRICS_PORT": "0"})
+    place = process.until(r"http://127\.0\.0\.1:(\d+)/metrics")
+    assert httpx.post(f"{url}/agents/works/run", json={}, timeout=20).status_code == 200
+    shown = until(place[0], "perdure_attempts_total", 1, outcome="finished")
+    assert value(shown, "perdure_pool_connections", pool="attempts", state="idle") >= 0
+    assert not [name for name, _ in shown if name.startswith("perdure_queue")]  # the API's to tell, not each worker's
+    taken = launch("worker", "--config", str(config), env={"DATABASE_URL": dsn, "PERDURE_METRICS_PORT": place[1]})
+    assert taken.wait() == 1
+    assert f"cannot show metrics on 127.0.0.1:{place[1]}" in " ".join(taken.output.split())
+    assert process.stop() == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(place[0])
+
+
+def test_without_the_setting_a_worker_listens_nowhere(worker: Launch, config: Path, dsn: str) -> None:
+    process = worker(config=config, env={"DATABASE_URL": dsn})
+    listening = [one for one in psutil.Process(process.pid).net_connections(kind="tcp") if one.status == "LISTEN"]
+    assert listening == []

@@ -1,7 +1,6 @@
 """The event protocol against a real server: commands, channels, reconnects, the SDK and the socket."""
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import uuid4
@@ -14,6 +13,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from tests.api.conftest import serve
+from tests.conftest import eventually
 
 GRAPHS = '''
 """Graphs of the protocol tests."""
@@ -180,14 +180,6 @@ def thread(live: str) -> Iterator[Thread]:
     made = Thread(live)
     yield made
     made.http.close()
-
-
-def eventually(look: Callable[[], Any], seconds: float = 10) -> Any:
-    end = time.monotonic() + seconds
-    while not (value := look()):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    return value
 
 
 def test_a_run_shows_every_channel_and_replays_the_same(thread: Thread) -> None:

@@ -4,7 +4,7 @@ import base64
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from starlette.testclient import TestClient
 
-from tests.conftest import Launch, Process
+from tests.conftest import Launch, Process, eventually
 
 SECRET = "whsec_" + base64.b64encode(b"a secret of the tests, 32 bytes.").decode()
 
@@ -146,21 +146,13 @@ def second_dsn(empty_dsn: str) -> Iterator[str]:
     return empty_dsn
 
 
-def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-    return found
-
-
 def test_a_child_over_there_is_waited_for_asked_cancelled_and_its_failure_told(pair: Pair) -> None:
     pair.start("far")
     pair.start("near")
     # it ends after 2 s, and says so: we would look after 5
     began = time.monotonic()
     run = pair.call("plan")
-    until(lambda: pair.run(run).get("suspended"))
+    eventually(lambda: pair.run(run).get("suspended"))
     assert pair.result(run)["out"] == {"out": "pro"}
     assert time.monotonic() - began < 5, pair.process["near"].output + pair.process["far"].output
     assert pair.rows("far", "SELECT status FROM webhooks") == [("delivered",)]
@@ -172,7 +164,7 @@ def test_a_child_over_there_is_waited_for_asked_cancelled_and_its_failure_told(p
 
     # a question over there does not end it; the answer is given over there
     run = pair.call("ask", key="session")
-    (question,) = until(lambda: pair.get("far", "/interrupts?status=open"))
+    (question,) = eventually(lambda: pair.get("far", "/interrupts?status=open"))
     time.sleep(0.5)
     assert pair.run(run)["status"] == "running"
     pair.post("far", f"/interrupts/{question['token']}/resolve", {"yes": True})
@@ -182,16 +174,18 @@ def test_a_child_over_there_is_waited_for_asked_cancelled_and_its_failure_told(p
     for graph in ("forever", "ask"):
         before = {child["run_id"] for child in pair.children(graph)}
         run = pair.call(graph)
-        new = until(lambda known=before, graph=graph: [c for c in pair.children(graph) if c["run_id"] not in known])
-        child = new[0]
-        until(lambda run=run: pair.run(run).get("suspended"))
+        found = eventually(
+            lambda known=before, graph=graph: [one for one in pair.children(graph) if one["run_id"] not in known]
+        )
+        child = found[0]
+        eventually(lambda run=run: pair.run(run).get("suspended"))
         if graph == "ask":
-            until(lambda: pair.get("far", "/interrupts?status=open"))
+            eventually(lambda: pair.get("far", "/interrupts?status=open"))
         pair.post("near", f"/threads/{run['thread_id']}/runs/{run['run_id']}/cancel")
         path = f"/threads/{child['thread_id']}/runs/{child['run_id']}/outcome"
-        until(lambda path=path: pair.get("far", path)["status"] == "cancelled")
+        eventually(lambda path=path: pair.get("far", path)["status"] == "cancelled")
         assert pair.get("far", "/interrupts?status=open") == []
-    until(lambda: pair.rows("near", "SELECT 1 FROM remote_calls WHERE settled_at IS NULL") == [])
+    eventually(lambda: pair.rows("near", "SELECT 1 FROM remote_calls WHERE settled_at IS NULL") == [])
 
     # a session that is called by the call that it made itself
     inner = {"server": pair.url["near"], "agent": "call", "key": "loop", "given": {}}
@@ -202,13 +196,13 @@ def test_a_child_over_there_is_waited_for_asked_cancelled_and_its_failure_told(p
 def test_neither_server_needs_to_be_there_all_the_time(pair: Pair) -> None:
     pair.start("near", public=False)
     run = pair.call("plan", key="k")
-    until(lambda: pair.rows("near", "SELECT 1 FROM remote_calls WHERE problem LIKE 'ConnectError%'"))
+    eventually(lambda: pair.rows("near", "SELECT 1 FROM remote_calls WHERE problem LIKE 'ConnectError%'"))
     assert pair.run(run)["suspended"] is True
     pair.process["near"].kill()
     pair.start("far")
     pair.start("near", public=False)
     pair.rows("near", "UPDATE remote_calls SET next_at = now() RETURNING 1")
-    until(lambda: pair.children("plan"))
+    eventually(lambda: pair.children("plan"))
     pair.process["far"].kill()
     pair.process["near"].kill()
     pair.start("near", public=False)

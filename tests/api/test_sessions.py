@@ -1,13 +1,13 @@
 """What a call by key does while the session is at work: wait, take its place, undo it, be refused, or speak to it."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 from uuid import uuid4
 
 import httpx
 import pytest
+
+from tests.conftest import eventually
 
 BUSY = {"log": ["first"], "seconds": 60}
 NEXT = {"log": ["second"], "seconds": 0}
@@ -24,14 +24,6 @@ def key() -> str:
     return f"/agents/works/{uuid4()}"
 
 
-def until(condition: Callable[[], Any]) -> Any:
-    end = time.monotonic() + 20
-    while not (value := condition()):
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)  # asks a real server again
-    return value
-
-
 def run_of(http: httpx.Client, sent: httpx.Response) -> str:
     assert sent.status_code == 202, sent.text
     return f"/threads/{sent.json()['thread_id']}/runs/{sent.json()['run_id']}"
@@ -39,7 +31,7 @@ def run_of(http: httpx.Client, sent: httpx.Response) -> str:
 
 def busy(http: httpx.Client, key: str) -> str:
     run = run_of(http, http.post(f"{key}/send", json=BUSY))
-    until(lambda: http.get(f"{key}/state").json().get("log") == ["first"])
+    eventually(lambda: http.get(f"{key}/state").json().get("log") == ["first"])
     return run
 
 
@@ -63,7 +55,7 @@ def test_rollback_takes_back_what_is_there_and_tells_who_waits_for_it(http: http
     waited: list[httpx.Response] = []
     waiting = threading.Thread(target=lambda: waited.append(http.post(f"{key}/run", json=BUSY)))
     waiting.start()
-    until(lambda: http.get(f"{key}/state").json().get("log") == ["first"])
+    eventually(lambda: http.get(f"{key}/state").json().get("log") == ["first"])
     done = http.post(f"{key}/run?multitask_strategy=rollback", json=NEXT)
     assert (done.status_code, done.json()["log"]) == (200, ["second", "worked"])
     waiting.join(20)
@@ -75,7 +67,7 @@ def test_interrupt_tells_who_waits_for_the_run(http: httpx.Client, key: str) -> 
     waited: list[httpx.Response] = []
     waiting = threading.Thread(target=lambda: waited.append(http.post(f"{key}/run", json=BUSY)))
     waiting.start()
-    until(lambda: http.get(f"{key}/state").json().get("log") == ["first"])
+    eventually(lambda: http.get(f"{key}/state").json().get("log") == ["first"])
     assert http.post(f"{key}/run?multitask_strategy=interrupt", json=NEXT).status_code == 200
     waiting.join(20)
     assert waited[0].status_code == 409

@@ -1,6 +1,5 @@
 """The timeline of a run over HTTP, against a real server."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.conftest import Launch, Process
+from tests.conftest import Launch, Process, eventually
 from tests.crash.fleet import HERE
 
 PATIENCE_SECONDS = 30.0
@@ -33,19 +32,13 @@ def start(api: Api, graph: str, **body: Any) -> str:
 
 def ended(api: Api, run: str) -> str:
     """The run, once it has ended."""
-    end = time.monotonic() + PATIENCE_SECONDS
-    while (shown := api.get(run).json())["status"] in ("pending", "running"):
-        assert time.monotonic() < end, shown
-        time.sleep(0.02)  # asks a real server again
+    eventually(lambda: api.get(run).json()["status"], lambda status: status not in ("pending", "running"))
     return run
 
 
 def happens(effects: Path, name: str) -> None:
     """Wait until a step has had its effect."""
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not effects.exists() or name not in effects.read_text().splitlines():
-        assert time.monotonic() < end, f"{name} did not happen"
-        time.sleep(0.02)  # looks at the file again
+    eventually(lambda: effects.read_text().splitlines() if effects.exists() else [], lambda done: name in done)
 
 
 def steps(api: Api, run: str, **query: Any) -> list[dict[str, Any]]:
@@ -56,13 +49,7 @@ def steps(api: Api, run: str, **query: Any) -> list[dict[str, Any]]:
 
 def until(api: Api, run: str, kind: str) -> dict[str, Any]:
     """Wait for an entry of this kind."""
-    end = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < end:
-        found = [entry for entry in steps(api, run) if entry["kind"] == kind]
-        if found:
-            return found[0]
-        time.sleep(0.02)  # asks a real server again
-    pytest.fail(f"{run} has no {kind}: {steps(api, run)}")
+    return eventually(lambda: [entry for entry in steps(api, run) if entry["kind"] == kind])[0]
 
 
 def names(entries: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
@@ -194,3 +181,7 @@ def test_calls_of_the_model_and_of_tools_are_told_apart(server: Launch) -> None:
     [attempt] = entries[0]["attempts"]
     assert attempt["model"]["calls"] == 1
     assert attempt["model"]["input_tokens"] > 0
+    assert entries[0]["model"] == "simulated-1"
+    assert (entries[0]["model_calls"], entries[0]["cost"]) == (1, None)
+    assert entries[0]["input_tokens"] == attempt["model"]["input_tokens"]
+    assert "model" not in entries[1]

@@ -387,11 +387,55 @@ def test_a_command_finds_no_thread_of_another(
 
 
 def test_a_command_starts_nothing_on_a_thread_of_another(server: str, alice: Things, bob: httpx.Client) -> None:
-    """The thread of `run.start` need not exist, so this answer tells that the id is taken; nothing else does."""
-    body = {"id": 1, "method": "run.start", "params": RUN}
-    answer = bob.post(f"/threads/{alice.thread}/commands", json=body).json()
-    assert (answer["type"], answer["message"]) == ("error", f"Thread with ID {alice.thread} not found")
-    assert "meta" not in answer
+    """The thread of `run.start` need not exist, so this answer tells that the id is taken, as making a thread does."""
+    taken = bob.post("/threads", json={"thread_id": alice.thread}).json()["detail"]
+    for params in (RUN, {**RUN, "multitaskStrategy": "reject"}, {**RUN, "metadata": {"owner": "alice"}}):
+        body = {"id": 1, "method": "run.start", "params": params}
+        answer = bob.post(f"/threads/{alice.thread}/commands", json=body).json()
+        assert answer == {"type": "error", "id": 1, "error": "unknown_error", "message": taken}
+    for params in ({"assistant_id": "no such graph"}, {"assistant_id": "works", "input": {}, "metadata": 1}, {}):
+        body = {"id": 1, "method": "run.start", "params": params}
+        found = ask(bob, alice, "POST", T + "/commands", body)
+        assert json.loads(found[1])["type"] == "error"
+        assert found == ask(bob, Things.none(alice), "POST", T + "/commands", body)
+
+
+@pytest.mark.parametrize("refused", ["threads.create", "threads.create_run"])
+def test_who_may_not_make_threads_cannot_tell_a_thread_of_another_from_none(
+    app: FastAPI, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = f"partly_{tmp_path.name}_{refused.rpartition('.')[2]}"
+    source = (
+        f"{AUTH}\n\n@auth.on.{refused}\nasync def no(ctx, value):\n    return ctx.user.identity == 'alice' and None\n"
+    )
+    (tmp_path / f"{name}.py").write_text(source)
+    served = app_of(dsn, tmp_path, app_entry(app), {"auth": {"path": f"./{name}.py:auth"}})
+    with TestClient(served) as http:
+        hers = http.post("/threads", json={}, headers=ALICE).json()["thread_id"]
+        body = {"id": 1, "method": "run.start", "params": {"assistant_id": "echo", "input": {}}}
+        answers = [
+            http.post(f"/threads/{thread}/commands", json=body, headers=BOB).text.replace(thread, "<thread>")
+            for thread in (hers, NOBODY)
+        ]
+        assert answers[0] == answers[1]
+        assert '"type":"error"' in answers[0]
+
+
+def test_tasks_of_another_agent_caller_are_not_listed(server: str, alice: Things, bob: httpx.Client) -> None:
+    said = {"kind": "message", "role": "user", "messageId": "1", "parts": [{"kind": "data", "data": {"log": []}}]}
+    send = {"jsonrpc": "2.0", "id": 1, "method": "message/send", "params": {"message": said}}
+    hers = httpx.post(f"{server}/a2a/works", json=send, headers=ALICE, timeout=30).json()["result"]
+    his = bob.post("/a2a/works", json=send).json()["result"]
+
+    def listed(headers: dict[str, str], **params: Any) -> dict[str, Any]:
+        body = {"jsonrpc": "2.0", "id": 1, "method": "ListTasks", "params": params}
+        return httpx.post(f"{server}/a2a/works", json=body, headers=headers, timeout=30).json()["result"]
+
+    for headers, task in ((ALICE, hers), (BOB, his)):
+        page = listed(headers)
+        assert ([one["id"] for one in page["tasks"]], page["totalSize"]) == ([task["id"]], 1)
+    assert listed(BOB, contextId=hers["contextId"]) == listed(BOB, contextId=str(uuid4()))
 
 
 def frames(url: str, path: str, body: Any, seconds: float) -> list[str]:

@@ -5,7 +5,7 @@ import http.server
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import httpx
 import psycopg
 import pytest
 from standardwebhooks import Webhook
+
+from tests.conftest import eventually
 
 SECRET = "whsec_" + base64.b64encode(b"a secret of the tests, 32 bytes.").decode()
 
@@ -96,13 +98,6 @@ def sink() -> Iterator[Sink]:
     server.server_close()
 
 
-def until(condition: Callable[[], Any], seconds: float = 15) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
-
-
 def post(url: str, path: str, **body: Any) -> Any:
     response = httpx.post(url + path, json=body, timeout=30)
     response.raise_for_status()
@@ -115,18 +110,19 @@ def test_every_kind_of_run_is_reported_quickly_though_author_code_blocks_the_wor
     run: dict[str, Any] = {"assistant_id": "replies", "input": {"text": "hi"}, "webhook": sink.url}
     post(process.url, f"/threads/{thread}/runs/wait", **run)
     began = time.monotonic()
-    until(lambda: sink.got)
+    eventually(lambda: sink.got)
     assert time.monotonic() - began < 1.5, "a poll takes 2 s"
     assert sink.bodies[0]["values"] == {"text": "re: hi"}
     post(process.url, "/runs/wait", **run)
-    until(lambda: len(sink.got) == 2)
+    eventually(lambda: len(sink.got) == 2)
     assert sink.bodies[1]["values"] is None
     # a node that blocks the attempt loop: the cancelled run's webhook does not wait for it
     blocked = post(process.url, f"/threads/{thread}/runs", **{**run, "assistant_id": "blocks"})
-    until(lambda: httpx.get(f"{process.url}/threads/{thread}/runs/{blocked['run_id']}").json()["status"] == "running")
+    run_url = f"{process.url}/threads/{thread}/runs/{blocked['run_id']}"
+    eventually(lambda: httpx.get(run_url).json()["status"] == "running")
     began = time.monotonic()
-    httpx.post(f"{process.url}/threads/{thread}/runs/{blocked['run_id']}/cancel", timeout=30).raise_for_status()
-    until(lambda: len(sink.got) == 3)
+    httpx.post(f"{run_url}/cancel", timeout=30).raise_for_status()
+    eventually(lambda: len(sink.got) == 3)
     assert time.monotonic() - began < 3, "the node blocks for 4 s"
     assert sink.bodies[2]["status"] == "interrupted"
     assert sink.url not in process.output, "an address may hold a secret"
@@ -137,14 +133,14 @@ def test_killed_while_sending_is_sent_again_by_the_next_process_with_the_same_id
     sink.hold = threading.Event()
     first = server(config=config, env=env)
     post(first.url, "/runs/wait", assistant_id="replies", input={"text": "hi"}, webhook=sink.url)
-    until(lambda: sink.got)
+    eventually(lambda: sink.got)
     first.kill()
     sink.hold.set()
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("UPDATE webhooks SET next_at = now()")  # its lease has ended
         server(config=config, env=env)
-        until(lambda: len(sink.got) == 2)
-        until(lambda: conn.execute("SELECT status FROM webhooks").fetchone() == ("delivered",))
+        eventually(lambda: len(sink.got) == 2)
+        eventually(lambda: conn.execute("SELECT status FROM webhooks").fetchone() == ("delivered",))
     (one, _), (two, body) = sink.got
     assert one["webhook-id"] == two["webhook-id"]
     assert Webhook(SECRET).verify(body, two)["status"] == "success"

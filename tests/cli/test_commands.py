@@ -172,7 +172,37 @@ def test_doctor_reports_database_and_migrations(perdure: Perdure, dsn: str, tmp_
         "model": None,
         "database": True,
         "migrations": True,
+        "connections": True,
+        "workers": None,
+        "queue": True,
     }
+    assert all(check["fix"] for check in report["checks"] if check["ok"] is not True)
+
+
+def test_doctor_does_not_repeat_a_url_that_is_none(perdure: Perdure, tmp_path: Path) -> None:
+    (tmp_path / "langgraph.json").write_text('{"graphs": {}}')
+    code, text = perdure("doctor", DATABASE_URL="me:hunter2@somewhere")
+    assert code == 1
+    assert "FAIL  database" in text
+    assert "hunter2" not in text
+
+
+def test_sql_reads_the_database(perdure: Perdure, dsn: str) -> None:
+    code, text = perdure("sql", "SELECT 1", DATABASE_URL=dsn)
+    assert code == 4
+    assert "PERDURE_SQL_URL" in text
+
+
+def test_sql_of_the_embedded_database_prints_rows_and_refuses_to_write(perdure: Perdure, tmp_path: Path) -> None:
+    assert perdure("migrate", PERDURE_DATA_DIR=str(tmp_path / "data"))[0] == 0
+    code, text = perdure("sql", "SELECT 1 AS one, 'b' AS letter", "--json", PERDURE_DATA_DIR=str(tmp_path / "data"))
+    assert code == 0, text
+    assert json.loads(text)["rows"] == [["1", "b"]]
+    code, text = perdure("sql", "SELECT 1 AS one, 'b' AS letter", PERDURE_DATA_DIR=str(tmp_path / "data"))
+    assert text.split() == ["one", "letter", "1", "b"]
+    code, text = perdure("sql", "DELETE FROM runs", PERDURE_DATA_DIR=str(tmp_path / "data"))
+    assert code == 4
+    assert "Only SELECT" in text
 
 
 def test_doctor_fails_without_a_database_and_hides_secrets(perdure: Perdure, tmp_path: Path) -> None:

@@ -17,15 +17,15 @@ import psycopg
 from psycopg import AsyncConnection, AsyncTransaction
 from psycopg.pq import TransactionStatus
 
-from perdure.engine import crons, groupcommit, queue, remote, stop
+from perdure.engine import groupcommit, queue, stop, ticks, tries
 
 count = 0
 
 ELSEWHERE = {
-    crons.MOVE_ON: "cron",
-    remote.STARTED: "remote started",
-    remote.LATER: "remote later",
-    remote.SETTLE: "remote settled",
+    ticks.MOVE_ON: "cron",
+    tries.STARTED: "remote started",
+    tries.LATER: "remote later",
+    tries.SETTLE: "remote settled",
 }
 """Statements of other threads that count."""
 

@@ -24,6 +24,7 @@ from perdure.api import create_app
 from perdure.config import load_settings
 from perdure.engine import events, runs, threads
 from perdure.engine.core import Engine
+from perdure.engine.newrun import NewRun
 from perdure.engine.registry import Registry
 from tests.conftest import ROOT, clean_environment
 
@@ -192,7 +193,7 @@ class Fleet:
         """Enqueue a run; (thread, run). Without `thread_id` on a new thread."""
         if thread_id is None:
             thread_id = (await threads.create(self.engine))["thread_id"]
-        run = await runs.enqueue(self.engine, thread_id, runs.NewRun(assistant=graph, **request))
+        run = await runs.enqueue(self.engine, thread_id, NewRun(assistant=graph, **request))
         return run["thread_id"], run["run_id"]
 
     async def finish(self, thread_id: UUID, run_id: UUID, seconds: float = PATIENCE_SECONDS) -> Any:

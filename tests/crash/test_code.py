@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from perdure.engine import assistants
+from perdure.engine import defaults
 from perdure.engine.registry import Registry
 from tests.crash.changing import CITIES
 from tests.crash.fleet import Fleet
@@ -23,7 +23,7 @@ async def deploy(fleet: Fleet, **graphs: str) -> None:
     """The next workers, and the engine of the test, have these graphs."""
     fleet.config = _config(fleet.folder, **graphs)
     fleet.engine = replace(fleet.engine, registry=Registry.load(fleet.config))
-    await assistants.ensure_defaults(fleet.engine)
+    await defaults.ensure_defaults(fleet.engine)
 
 
 async def rows_become(fleet: Fleet, statement: str, wanted: int) -> None:

@@ -1,10 +1,13 @@
 """What an attempt of a step says about the models that it has called."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage
+import pytest
+from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk
 from langgraph.types import RetryPolicy
 
 from perdure import step
@@ -13,6 +16,11 @@ from tests.durable.fakes import Bench, ScriptedModel, graph_of
 
 def answer(_: Sequence[BaseMessage]) -> AIMessage:
     return AIMessage("hello", usage_metadata={"input_tokens": 3, "output_tokens": 2, "total_tokens": 5})
+
+
+def of(name: str, calls: int, tokens_in: int, tokens_out: int) -> dict[str, Any]:
+    used = {"calls": calls, "input_tokens": tokens_in, "output_tokens": tokens_out}
+    return {**used, "names": {name: used}}
 
 
 def attempts(bench: Bench, name: str) -> list[Any]:
@@ -31,10 +39,7 @@ async def test_calls_and_tokens_are_counted_per_attempt() -> None:
 
     bench = Bench()
     assert await bench.run(ask) == "hello"
-    assert attempts(bench, "ask") == [
-        {"calls": 2, "input_tokens": 6, "output_tokens": 4},
-        {"calls": 3, "input_tokens": 9, "output_tokens": 6},
-    ]
+    assert attempts(bench, "ask") == [of("scripted", 2, 6, 4), of("scripted", 3, 9, 6)]
 
 
 async def test_a_call_that_fails_counts() -> None:
@@ -52,7 +57,7 @@ async def test_a_call_that_fails_counts() -> None:
 
     bench = Bench()
     assert await bench.run(ask) == "nothing"
-    assert attempts(bench, "ask") == [{"calls": 1, "input_tokens": 0, "output_tokens": 0}]
+    assert attempts(bench, "ask") == [of("scripted", 1, 0, 0)]
 
 
 async def test_a_step_inside_of_a_step_counts_for_itself_and_a_graph_inside_of_it_for_the_step() -> None:
@@ -90,3 +95,55 @@ async def test_a_step_without_a_model_says_nothing() -> None:
     bench = Bench()
     assert await bench.run(node) == "done"
     assert attempts(bench, "work") == [None]
+
+
+async def test_models_are_told_apart_by_the_names_that_the_author_uses() -> None:
+    class Mini(ScriptedModel):
+        def _get_ls_params(self, *args: Any, **kwargs: Any) -> Any:
+            return {"ls_model_name": "gpt-5-mini", "ls_model_type": "chat"}
+
+    @step
+    async def ask() -> str:
+        await Mini(answer=answer).ainvoke("one")
+        return (await ScriptedModel(answer=answer).ainvoke("two")).text
+
+    bench = Bench()
+    await bench.run(ask)
+    (said,) = attempts(bench, "ask")
+    assert said["calls"] == 2
+    assert said["names"] == {name: of(name, 1, 3, 2)["names"][name] for name in ("gpt-5-mini", "scripted")}
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        AIMessageChunk("hello"),
+        AIMessageChunk("", tool_call_chunks=[{"name": "pay", "args": "", "id": "1", "index": 0}]),
+    ],
+    ids=["text", "tool call"],
+)
+async def test_the_first_token_of_a_stream_is_timed(first: AIMessageChunk) -> None:
+    class Slow(GenericFakeChatModel):
+        async def _astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[ChatGenerationChunk]:
+            for message in (AIMessageChunk(""), first, AIMessageChunk("more")):
+                await asyncio.sleep(0.02)
+                yield ChatGenerationChunk(message=message)
+
+    @step
+    async def ask() -> str:
+        return "".join([chunk.text async for chunk in Slow(messages=iter(())).astream("one")])
+
+    bench = Bench()
+    await bench.run(ask)
+    (attempt,) = bench.journal.named("ask")[0]["attempts"]
+    assert 0.04 <= attempt["model"]["first_token_seconds"] <= attempt["seconds"] - 0.02
+
+
+async def test_without_a_stream_there_is_no_first_token() -> None:
+    @step
+    async def ask() -> str:
+        return (await ScriptedModel(answer=answer).ainvoke("one")).text
+
+    bench = Bench()
+    await bench.run(ask)
+    assert "first_token_seconds" not in attempts(bench, "ask")[0]

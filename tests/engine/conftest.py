@@ -15,9 +15,11 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 import structlog.testing
+from langgraph.graph import END, START, StateGraph
 from langgraph.store.postgres.aio import AsyncPostgresStore
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from typing_extensions import TypedDict
 
 from perdure.config import Settings
 from perdure.engine import queue, runs, threads
@@ -26,6 +28,7 @@ from perdure.engine.core import Engine
 from perdure.engine.db import connect
 from perdure.engine.errors import LeaseLost
 from perdure.engine.groupcommit import GroupCommit, Write
+from perdure.engine.newrun import NewRun
 from perdure.engine.queue import Claimed
 from perdure.engine.registry import GraphEntry, Registry
 
@@ -34,6 +37,19 @@ TABLES = (
     *("webhooks", "purges", "crons", "child_waits", "limit_places", "limit_waiters", "messages", "remote_calls"),
     *("checkpoints", "checkpoint_blobs", "checkpoint_writes"),
 )
+
+
+def one_node() -> Any:
+    """A graph that is done at once."""
+
+    class State(TypedDict, total=False):
+        text: str
+
+    builder = StateGraph(State)
+    builder.add_node("node", lambda given: {"text": "done"})
+    builder.add_edge(START, "node")
+    builder.add_edge("node", END)
+    return builder.compile()
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +169,7 @@ class Lab:
         return thread_id
 
     async def enqueue(self, thread_id: UUID | None, input: Any = None, **given: Any) -> dict[str, Any]:
-        new = runs.NewRun(**{"assistant": self.graph, "input": input, **given})
+        new = NewRun(**{"assistant": self.graph, "input": input, **given})
         return await runs.enqueue(self.engine, thread_id, new)
 
     async def run(self, run: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from perdure.engine import assistants, db, threads
+from perdure.engine import assistants, db, defaults, threads, versions
 from perdure.engine.errors import AssistantExists, AssistantNotFound, GraphNotFound, InvalidInput
 from perdure.engine.registry import GraphEntry, Registry
 
@@ -25,7 +25,7 @@ async def engine(dsn):
 
 
 async def test_defaults_are_made_once_by_any_number_of_starts(engine):
-    await asyncio.gather(*(assistants.ensure_defaults(engine) for _ in range(8)))
+    await asyncio.gather(*(defaults.ensure_defaults(engine) for _ in range(8)))
     rows, total = await assistants.search(engine, sort_by="name", sort_order="asc")
     assert total == 2
     assert [(r["name"], r["graph_id"], r["version"], r["description"]) for r in rows] == [
@@ -35,29 +35,29 @@ async def test_defaults_are_made_once_by_any_number_of_starts(engine):
     assert rows[0]["assistant_id"] == Registry.default_assistant_id("chat")
     assert rows[0]["metadata"] == {"created_by": "system"}
     assert rows[0]["config"] == rows[0]["context"] == {}
-    assert [v["version"] for v in await assistants.versions(engine, rows[0]["assistant_id"])] == [1]
+    assert [v["version"] for v in await versions.search(engine, rows[0]["assistant_id"])] == [1]
 
 
 async def test_a_default_that_was_changed_stays_and_a_deleted_one_comes_back(engine):
-    await assistants.ensure_defaults(engine)
+    await defaults.ensure_defaults(engine)
     chat, steps = map(Registry.default_assistant_id, ("chat", "steps"))
     await assistants.patch(engine, chat, name="my chat")
     await assistants.delete(engine, steps)
-    await assistants.ensure_defaults(engine)
+    await defaults.ensure_defaults(engine)
     assert (await assistants.get(engine, chat))["name"] == "my chat"
     assert (await assistants.get(engine, steps))["version"] == 1
 
 
 async def test_description_of_an_unchanged_default_is_that_of_today(engine):
-    await assistants.ensure_defaults(engine)
+    await defaults.ensure_defaults(engine)
     chat, steps = map(Registry.default_assistant_id, ("chat", "steps"))
     await assistants.patch(engine, chat, description="mine")
     for graph_id, entry in engine.registry.graphs.items():
         engine.registry.graphs[graph_id] = replace(entry, description="new")
-    await asyncio.gather(*(assistants.ensure_defaults(engine) for _ in range(8)))
+    await asyncio.gather(*(defaults.ensure_defaults(engine) for _ in range(8)))
     assert (await assistants.get(engine, chat))["description"] == "mine"
     assert (await assistants.get(engine, steps))["description"] == "new"
-    assert [v["description"] for v in await assistants.versions(engine, steps)] == ["new"]
+    assert [v["description"] for v in await versions.search(engine, steps)] == ["new"]
 
 
 async def test_create_with_defaults_and_with_everything(engine):
@@ -80,7 +80,7 @@ async def test_create_again(engine):
     with pytest.raises(AssistantExists, match=str(first["assistant_id"])):
         await assistants.create(engine, **again)
     assert await assistants.create(engine, **again, if_exists="do_nothing") == first
-    assert len(await assistants.versions(engine, first["assistant_id"])) == 1
+    assert len(await versions.search(engine, first["assistant_id"])) == 1
 
 
 async def test_create_for_an_unknown_graph_names_the_known(engine):
@@ -165,15 +165,15 @@ async def test_set_latest_restores_everything_and_the_next_patch_takes_a_new_num
     await assistants.patch(
         engine, key, graph_id="steps", name="two", description="d2", metadata={"w": 2}, context={"c": 2}
     )
-    back = await assistants.set_latest(engine, key, 1)
+    back = await versions.set_latest(engine, key, 1)
     assert {k: v for k, v in back.items() if k != "updated_at"} == {k: v for k, v in first.items() if k != "updated_at"}
     assert (await assistants.patch(engine, key))["version"] == 3
     for unknown in (9, 0, -1, 10**30):
         with pytest.raises(AssistantNotFound, match=f"has no version {unknown}"):
-            await assistants.set_latest(engine, key, unknown)
+            await versions.set_latest(engine, key, unknown)
     missing = uuid4()
     with pytest.raises(AssistantNotFound, match=f"{missing} not found"):
-        await assistants.set_latest(engine, missing, 1)
+        await versions.set_latest(engine, missing, 1)
 
 
 async def test_versions_are_newest_first_without_updated_at(engine):
@@ -181,14 +181,14 @@ async def test_versions_are_newest_first_without_updated_at(engine):
     key = made["assistant_id"]
     await assistants.patch(engine, key, metadata={"b": 1})
     await assistants.patch(engine, key)
-    rows = await assistants.versions(engine, key)
+    rows = await versions.search(engine, key)
     assert [r["version"] for r in rows] == [3, 2, 1]
     assert set(made) - set(rows[0]) == {"updated_at"}
-    assert [r["version"] for r in await assistants.versions(engine, key, limit=1, offset=1)] == [2]
-    assert [r["version"] for r in await assistants.versions(engine, key, metadata={"b": 1})] == [3, 2]
-    assert await assistants.versions(engine, key, offset=10**30) == []
+    assert [r["version"] for r in await versions.search(engine, key, limit=1, offset=1)] == [2]
+    assert [r["version"] for r in await versions.search(engine, key, metadata={"b": 1})] == [3, 2]
+    assert await versions.search(engine, key, offset=10**30) == []
     with pytest.raises(AssistantNotFound):
-        await assistants.versions(engine, uuid4())
+        await versions.search(engine, uuid4())
 
 
 async def test_search_filters_sorts_and_counts(engine):
@@ -243,7 +243,7 @@ async def test_nul_in_text_is_refused(engine):
 
 
 async def test_resolve_takes_a_uuid_or_a_graph_name(engine):
-    await assistants.ensure_defaults(engine)
+    await defaults.ensure_defaults(engine)
     made = await assistants.create(engine, graph_id="chat")
     async with engine.pool.connection() as conn:
         assert await assistants.resolve(engine, conn, str(made["assistant_id"])) == made

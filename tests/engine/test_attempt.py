@@ -14,7 +14,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, RetryPolicy, interrupt
 from typing_extensions import TypedDict
 
-from perdure.engine import runs, state, stop, threads
+from perdure.engine import finding, runs, state, stop, threads
 from perdure.engine.beginning import JOURNAL
 from perdure.engine.errors import LeaseLost, StorageError
 from perdure.engine.groupcommit import GroupCommit, Write
@@ -288,7 +288,7 @@ async def test_run_that_is_killed_at_any_write_has_the_result_it_would_have_had(
         died = await lab.work_until_killed(writes)
         await lab.work_until_killed(writes)
         assert await lab.work() == 1, writes
-        (newest,) = await runs.list_runs(lab.engine, thread, limit=1)
+        (newest,) = await finding.list_runs(lab.engine, thread, limit=1)
         assert (newest["status"], newest["attempt"]) == ("success", 3), writes
         assert await values(lab, thread) == sane, writes
         assert await forks(lab, thread) == wanted_forks, writes
@@ -331,7 +331,7 @@ async def test_command_is_applied_although_a_failed_command_stands_before_it(lab
         await lab.work()
         await lab.enqueue(thread, command={"update": {"total": 10}, "goto": "c"}, assistant="jump")
         await lab.work_until_killed(3)
-        (failed,) = await runs.list_runs(lab.engine, thread, limit=1)
+        (failed,) = await finding.list_runs(lab.engine, thread, limit=1)
         await stop.cancel(lab.engine, thread, failed["run_id"])
         head = (await state.history(lab.engine, thread, limit=1))[0]
         if head["metadata"]["run_id"] == str(failed["run_id"]):

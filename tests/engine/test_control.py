@@ -3,22 +3,12 @@
 from typing import Any
 
 import pytest
-from langgraph.graph import END, START, StateGraph
-from typing_extensions import TypedDict
 
 from perdure.engine import control, queue, stop
 from perdure.engine.errors import RunFinished
+from tests.engine.conftest import one_node
 
-
-class State(TypedDict, total=False):
-    text: str
-
-
-_builder = StateGraph(State)
-_builder.add_node("node", lambda given: {"text": "done"})
-_builder.add_edge(START, "node")
-_builder.add_edge("node", END)
-GRAPHS = {"default": _builder.compile()}
+GRAPHS = {"default": one_node()}
 
 
 async def queued(lab, *delays: float) -> tuple[Any, list[dict[str, Any]]]:

@@ -16,7 +16,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.graph import END, START, StateGraph
 from typing_extensions import TypedDict
 
-from perdure.engine import assistants, crons, runs, sweeper, threads
+from perdure.engine import assistants, crons, runs, sweeper, threads, ticks
 from perdure.engine.core import Engine
 from perdure.engine.errors import AssistantNotFound, CronNotFound, GraphNotFound, InvalidInput, ThreadNotFound
 from perdure.engine.schedule import next_tick
@@ -66,7 +66,7 @@ async def look(lab, made: dict[str, Any]) -> dict[str, Any]:
 # -- schedules
 
 
-def ticks(schedule: str, zone: str | None, after: str, count: int) -> list[str]:
+def ticks_of(schedule: str, zone: str | None, after: str, count: int) -> list[str]:
     found: list[str] = []
     at: datetime | None = datetime.fromisoformat(after).replace(tzinfo=UTC)
     while len(found) < count:
@@ -78,29 +78,29 @@ def ticks(schedule: str, zone: str | None, after: str, count: int) -> list[str]:
 
 
 def test_without_a_time_zone_a_schedule_is_in_utc():
-    assert ticks("30 2 * * *", None, "2026-03-28T12:00", 2) == ["03-29 02:30", "03-30 02:30"]
+    assert ticks_of("30 2 * * *", None, "2026-03-28T12:00", 2) == ["03-29 02:30", "03-30 02:30"]
 
 
 def test_a_local_time_that_the_clock_skips_fires_once_right_after():
-    assert ticks("30 2 * * *", BERLIN, "2026-03-28T00:00", 4) == [
+    assert ticks_of("30 2 * * *", BERLIN, "2026-03-28T00:00", 4) == [
         "03-28 01:30",
         "03-29 01:00",  # 03:00 local time: 02:30 does not exist
         "03-30 00:30",
         "03-31 00:30",
     ]
-    assert ticks("0,30 2,3 * * *", BERLIN, "2026-03-29T00:00", 3) == ["03-29 01:00", "03-29 01:30", "03-30 00:00"]
+    assert ticks_of("0,30 2,3 * * *", BERLIN, "2026-03-29T00:00", 3) == ["03-29 01:00", "03-29 01:30", "03-30 00:00"]
 
 
 def test_a_local_time_that_comes_twice_fires_the_first_time_only():
-    assert ticks("30 2 * * *", BERLIN, "2026-10-24T12:00", 3) == ["10-25 00:30", "10-26 01:30", "10-27 01:30"]
+    assert ticks_of("30 2 * * *", BERLIN, "2026-10-24T12:00", 3) == ["10-25 00:30", "10-26 01:30", "10-27 01:30"]
     for within in ("2026-10-25T00:30", "2026-10-25T00:45", "2026-10-25T01:10", "2026-10-25T01:30"):
-        assert ticks("30 2 * * *", BERLIN, within, 1) == ["10-26 01:30"], within
+        assert ticks_of("30 2 * * *", BERLIN, within, 1) == ["10-26 01:30"], within
 
 
 def test_intervals_follow_the_time_that_really_passes():
     hours = ["10-24 23:00", "10-25 00:00", "10-25 01:00", "10-25 02:00"]
-    assert ticks("0 * * * *", BERLIN, "2026-10-24T22:30", 4) == hours
-    assert ticks("*/30 * * * *", BERLIN, "2026-03-29T00:10", 3) == ["03-29 00:30", "03-29 01:00", "03-29 01:30"]
+    assert ticks_of("0 * * * *", BERLIN, "2026-10-24T22:30", 4) == hours
+    assert ticks_of("*/30 * * * *", BERLIN, "2026-03-29T00:10", 3) == ["03-29 00:30", "03-29 01:00", "03-29 01:30"]
 
 
 @given(
@@ -171,7 +171,7 @@ async def test_a_tick_fires_once_however_many_sweepers_look(lab):
         opened = [Engine.open(engine.settings, engine.registry, lab.dsn, background=True) for _ in range(8)]
         engines = [await stack.enter_async_context(each) for each in opened]
         for _ in range(3):
-            await asyncio.gather(*(crons.fire_due(each) for each in engines))
+            await asyncio.gather(*(ticks.fire_due(each) for each in engines))
     for one in made:
         assert len(await started(lab, one)) == 1
         assert (await look(lab, one))["next_run_date"] == one["next_run_date"]
@@ -180,7 +180,7 @@ async def test_a_tick_fires_once_however_many_sweepers_look(lab):
 async def test_nothing_fires_before_its_time(lab):
     made = await cron(lab, schedule="* * * * *")
     assert timedelta(0) < made["next_run_date"] - made["created_at"] <= timedelta(minutes=1)
-    assert await crons.fire_due(lab.engine) == 0
+    assert await ticks.fire_due(lab.engine) == 0
 
 
 async def test_the_sweep_of_a_worker_fires(lab):
@@ -194,8 +194,8 @@ async def test_the_sweep_of_a_worker_fires(lab):
 async def test_ticks_missed_while_no_worker_lived_are_fired_as_one(lab):
     made = await cron(lab, schedule="*/5 * * * *")
     await due(lab, made, "3 days")
-    assert await crons.fire_due(lab.engine) == 1
-    assert await crons.fire_due(lab.engine) == 0
+    assert await ticks.fire_due(lab.engine) == 1
+    assert await ticks.fire_due(lab.engine) == 0
     assert len(await started(lab, made)) == 1
     assert (await look(lab, made))["next_run_date"] > datetime.now(UTC)
     [line] = [line for line in lab.logs if line["event"] == "cron fired"]
@@ -203,10 +203,10 @@ async def test_ticks_missed_while_no_worker_lived_are_fired_as_one(lab):
 
 
 async def test_many_due_crons_are_fired_in_rounds(lab, monkeypatch):
-    monkeypatch.setattr(crons, "SECONDS_PER_SWEEP", 0)
+    monkeypatch.setattr(ticks, "SECONDS_PER_SWEEP", 0)
     for _ in range(3):
         await due(lab, await cron(lab))
-    assert [await crons.fire_due(lab.engine) for _ in range(4)] == [1, 1, 1, 0]
+    assert [await ticks.fire_due(lab.engine) for _ in range(4)] == [1, 1, 1, 0]
 
 
 class Killed(BaseException):
@@ -219,15 +219,15 @@ async def test_a_crash_between_run_and_next_tick_leaves_neither(lab, monkeypatch
     await due(lab, made)
     before = await look(lab, made), await lab.everything()
 
-    def die(*_: Any) -> None:
+    def die(*_: Any, **__: Any) -> None:
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(crons, "_next", die)  # the run is created, its tick has not moved on
+        patch.setattr(ticks, "next_tick", die)  # the run is created, its tick has not moved on
         with pytest.raises(Killed):
-            await crons.fire_due(lab.engine)
+            await ticks.fire_due(lab.engine)
     assert (await look(lab, made), await lab.everything()) == before
-    assert await crons.fire_due(lab.engine) == 1
+    assert await ticks.fire_due(lab.engine) == 1
     assert len(await started(lab, made)) == 1
     assert (await look(lab, made))["next_run_date"] == made["next_run_date"]
 
@@ -237,7 +237,7 @@ async def test_one_that_cannot_be_fired_does_not_hold_up_the_rest(lab):
     await due(lab, first, "2 s")
     await due(lab, second, "1 s")
     await lab.execute("UPDATE crons SET schedule = 'broken' WHERE cron_id = %(id)s", id=first["cron_id"])
-    assert await crons.fire_due(lab.engine) == 1
+    assert await ticks.fire_due(lab.engine) == 1
     assert len(await started(lab, second)) == 1
     assert await started(lab, first) == []
     assert [line["cron_id"] for line in lab.logs if line["log_level"] == "error"] == [str(first["cron_id"])]
@@ -247,9 +247,9 @@ async def test_a_disabled_cron_never_fires_and_starts_anew_when_enabled(lab):
     made = await cron(lab, enabled=False)
     assert made["next_run_date"] is not None
     await due(lab, made)
-    assert await crons.fire_due(lab.engine) == 0
+    assert await ticks.fire_due(lab.engine) == 0
     await crons.patch(lab.engine, made["cron_id"], {"enabled": True})
-    assert await crons.fire_due(lab.engine) == 0
+    assert await ticks.fire_due(lab.engine) == 0
     assert (await look(lab, made))["next_run_date"] == made["next_run_date"]
 
 
@@ -261,7 +261,7 @@ async def test_after_its_end_a_cron_never_fires(lab):
     missed = await cron(lab, end_time=datetime.now(UTC) + timedelta(days=9))
     await due(lab, missed)
     await lab.execute("UPDATE crons SET end_time = now()")
-    assert await crons.fire_due(lab.engine) == 0
+    assert await ticks.fire_due(lab.engine) == 0
     assert await started(lab, missed) == []
     assert (await look(lab, missed))["next_run_date"] is None
 
@@ -270,7 +270,7 @@ async def test_the_last_tick_before_the_end_fires(lab):
     made = await cron(lab, end_time=datetime.now(UTC) + timedelta(days=1, hours=1))
     await due(lab, made)
     await lab.execute("UPDATE crons SET end_time = now() + interval '30 s'")
-    assert await crons.fire_due(lab.engine) == 1
+    assert await ticks.fire_due(lab.engine) == 1
     assert (await look(lab, made))["next_run_date"] is None
 
 
@@ -283,7 +283,7 @@ async def test_the_runs_of_a_thread_cron_queue_on_its_thread(lab):
     assert made["on_run_completed"] is None
     for _ in range(2):
         await due(lab, made)
-        await crons.fire_due(lab.engine)
+        await ticks.fire_due(lab.engine)
     assert [(run["thread_id"], run["status"]) for run in await started(lab, made)] == [(thread, "pending")] * 2
     assert await lab.work() == 2
     assert [run["status"] for run in await started(lab, made)] == ["success"] * 2
@@ -294,7 +294,7 @@ async def test_a_tick_that_meets_a_busy_thread_is_skipped_if_the_cron_rejects_th
     made = await cron(lab, thread, payload={"multitask_strategy": "reject"})
     other = await lab.enqueue(thread, {}, config={"configurable": {"cron_id": ""}})
     await due(lab, made)
-    assert await crons.fire_due(lab.engine) == 0
+    assert await ticks.fire_due(lab.engine) == 0
     assert await started(lab, made) == []
     assert (await look(lab, made))["next_run_date"] == made["next_run_date"]
     assert (await lab.run(other))["status"] == "pending"
@@ -306,7 +306,7 @@ async def test_a_tick_that_meets_a_busy_thread_is_skipped_if_the_cron_rejects_th
     assert datetime.fromisoformat(error["at"]).tzinfo
     await lab.work()
     await due(lab, made)
-    assert await crons.fire_due(lab.engine) == 1
+    assert await ticks.fire_due(lab.engine) == 1
     assert (await look(lab, made))["error"] is None
 
 
@@ -322,8 +322,8 @@ async def test_a_tick_that_cannot_start_a_run_is_noted_and_the_next_comes_by_the
         return await enqueue_in(engine, conn, thread_id, new, **more)
 
     monkeypatch.setattr(runs, "enqueue_in", broken)
-    assert await crons.fire_due(lab.engine) == 1
-    assert await crons.fire_due(lab.engine) == 0
+    assert await ticks.fire_due(lab.engine) == 1
+    assert await ticks.fire_due(lab.engine) == 0
     seen = await look(lab, made)
     assert seen["error"]["error"] == "DivisionByZero"
     assert seen["next_run_date"] == made["next_run_date"]
@@ -331,7 +331,7 @@ async def test_a_tick_that_cannot_start_a_run_is_noted_and_the_next_comes_by_the
     assert len([line for line in lab.logs if line["event"] == "cron failed"]) == 1, "it does not spin"
     monkeypatch.setattr(runs, "enqueue_in", enqueue_in)
     await due(lab, made)
-    assert await crons.fire_due(lab.engine) == 1
+    assert await ticks.fire_due(lab.engine) == 1
     assert (await look(lab, made))["error"] is None
 
 
@@ -340,7 +340,7 @@ async def test_a_cron_whose_time_zone_is_gone_rests_and_says_why(lab):
     await lab.execute("UPDATE crons SET timezone = 'Europe/Atlantis'")
     await due(lab, made)
     for _ in range(3):
-        assert await crons.fire_due(lab.engine) == 0
+        assert await ticks.fire_due(lab.engine) == 0
     seen = await look(lab, made)
     assert (seen["next_run_date"], seen["error"]["error"]) == (None, "InvalidInput")
     await crons.patch(lab.engine, made["cron_id"], {"timezone": "Europe/Berlin"})
@@ -352,7 +352,7 @@ async def test_a_tick_may_interrupt_what_runs(lab):
     other = await lab.enqueue(thread, {})
     made = await cron(lab, thread, payload={"multitask_strategy": "interrupt"})
     await due(lab, made)
-    assert await crons.fire_due(lab.engine) == 1
+    assert await ticks.fire_due(lab.engine) == 1
     assert (await lab.run(other))["status"] == "interrupted"
 
 
@@ -363,8 +363,8 @@ async def test_a_tick_waits_for_a_thread_that_somebody_has_locked(lab):
     async with lab.connection() as conn, conn.transaction():
         await conn.execute("SELECT 1 FROM threads WHERE thread_id = %(id)s FOR UPDATE", {"id": thread})
         async with asyncio.timeout(5):
-            assert await crons.fire_due(lab.engine) == 0
-    assert await crons.fire_due(lab.engine) == 1
+            assert await ticks.fire_due(lab.engine) == 0
+    assert await ticks.fire_due(lab.engine) == 1
 
 
 async def test_threads_of_stateless_runs_are_temporary_unless_they_are_to_be_kept(lab):
@@ -372,7 +372,7 @@ async def test_threads_of_stateless_runs_are_temporary_unless_they_are_to_be_kep
         made = await cron(lab, on_run_completed=wanted)
         for _ in range(2):
             await due(lab, made)
-            await crons.fire_due(lab.engine)
+            await ticks.fire_due(lab.engine)
         found = await started(lab, made)
         assert len({run["thread_id"] for run in found}) == 2
         for run in found:
@@ -393,7 +393,7 @@ async def test_runs_carry_the_crons_id_and_options(lab):
     cron_id = str(made["cron_id"])
     assert made["payload"] == {"input": {}, **options, "config": {"tags": ["t"], "configurable": {"cron_id": cron_id}}}
     await due(lab, made)
-    await crons.fire_due(lab.engine)
+    await ticks.fire_due(lab.engine)
     [run] = await started(lab, made)
     assert run["metadata"] == {
         "created_by": "system",
@@ -436,7 +436,7 @@ async def test_a_change_of_anything_else_keeps_an_overdue_tick(lab):
     await due(lab, made)
     changed = await crons.patch(lab.engine, made["cron_id"], {"input": {"text": "new"}, "metadata": {"b": 2}})
     assert changed["metadata"] == changed["payload"]["metadata"] == {"a": 1, "b": 2}
-    assert await crons.fire_due(lab.engine) == 1
+    assert await ticks.fire_due(lab.engine) == 1
     assert (await started(lab, made))[0]["kwargs"]["input"] == {"text": "new"}
 
 
@@ -473,7 +473,7 @@ async def test_deleting_a_thread_while_its_cron_fires_blocks_nobody(lab):
         made = await cron(lab, thread)
         await due(lab, made)
         async with asyncio.timeout(10):
-            await asyncio.gather(crons.fire_due(lab.engine), threads.delete(lab.engine, thread))
+            await asyncio.gather(ticks.fire_due(lab.engine), threads.delete(lab.engine, thread))
         assert (await crons.search(lab.engine))[1] == 0
 
 

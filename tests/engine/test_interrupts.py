@@ -9,7 +9,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import interrupt
 from typing_extensions import TypedDict
 
-from perdure.engine import assistants, control, interrupts, runs, state, stop, threads
+from perdure.engine import assistants, control, finding, interrupts, state, stop, threads
 from perdure.engine.errors import InvalidInput, QuestionClosed, QuestionNotFound
 
 PAST = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
@@ -103,7 +103,7 @@ async def test_question_is_open_when_the_run_that_asked_has_ended(lab):
     assert row["status"] == "interrupted"
     ((asked,),) = row["interrupts"].values()
     assert asked == {"id": question["interrupt_id"], "value": question["question"]}
-    (run,) = await runs.list_runs(lab.engine, thread)
+    (run,) = await finding.list_runs(lab.engine, thread)
     assert (run["status"], run["run_id"]) == ("success", question["run_id"])
     assert await interrupts.get(lab.engine, question["token"]) == question
 
@@ -163,7 +163,7 @@ async def test_of_many_answers_at_once_exactly_one_wins(lab):
     winners = [n for n, end in enumerate(ends) if isinstance(end, dict)]
     assert len(winners) == 1
     assert all(isinstance(end, QuestionClosed) for end in ends if not isinstance(end, dict))
-    assert len(await runs.list_runs(lab.engine, thread)) == 2
+    assert len(await finding.list_runs(lab.engine, thread)) == 2
     await lab.work()
     assert await values(lab, thread) == {"left": winners[0]}
 
@@ -252,7 +252,7 @@ async def test_answer_without_a_question_is_refused(lab):
     thread = await lab.thread()
     with pytest.raises(QuestionClosed):
         await lab.enqueue(thread, command={"resume": 1})
-    assert await runs.list_runs(lab.engine, thread) == []
+    assert await finding.list_runs(lab.engine, thread) == []
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ async def test_passed_deadline_is_answered_once_with_its_timeout_by_however_many
     for thread in asked:
         assert await statuses(lab, thread) == ["timed_out"]
         assert (await values(lab, thread))["left"] == {"__timeout__": PAST}
-        assert len(await runs.list_runs(lab.engine, thread)) == 2
+        assert len(await finding.list_runs(lab.engine, thread)) == 2
     assert await statuses(lab, later) == ["open"]
 
 
@@ -304,7 +304,7 @@ async def test_answer_and_deadline_at_the_same_time_leave_one_of_them(lab):
             assert (left, await statuses(lab, thread)) == ({"__timeout__": PAST}, ["timed_out"])
         else:
             assert (left, await statuses(lab, thread)) == ("in time", ["answered"])
-        assert len(await runs.list_runs(lab.engine, thread)) == 2
+        assert len(await finding.list_runs(lab.engine, thread)) == 2
 
 
 async def test_question_that_cannot_be_resumed_does_not_hold_up_the_deadlines_of_others(lab):

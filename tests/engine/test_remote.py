@@ -20,7 +20,7 @@ from typing_extensions import TypedDict
 
 from perdure import TerminalError, agent, gather, race
 from perdure.config import Settings
-from perdure.engine import calling, children, interrupts, queue, remote, runs, stop, sweeper, threads
+from perdure.engine import calling, children, interrupts, orphans, queue, remote, runs, stop, threads, tries
 from perdure.engine.calling import Caller, server_keys
 from perdure.engine.errors import InvalidInput, LeaseLost, QuestionClosed
 from perdure.engine.registry import ConfigError
@@ -181,8 +181,8 @@ class Calls:
     async def row(self) -> dict[str, Any]:
         return await self.lab.one("SELECT * FROM remote_calls ORDER BY created_at DESC LIMIT 1")
 
-    async def claim(self) -> list[remote.Due]:
-        return await remote.claim(self.lab.engine.pool, limit=10, busy=[], lease_seconds=30)
+    async def claim(self) -> list[tries.Due]:
+        return await tries.claim(self.lab.engine.pool, limit=10, busy=[], lease_seconds=30)
 
     async def speak(self, *, due: bool = True) -> dict[str, Any]:
         """Say what is due, once."""
@@ -383,7 +383,7 @@ async def test_send_hands_the_run_over_and_nobody_waits(calls: Calls) -> None:
     assert out["out"] == str(row["call_id"])
     await calls.lab.execute("UPDATE remote_calls SET available_at = available_at - interval '20 s'")
     await threads.delete(calls.lab.engine, run["thread_id"])
-    await sweeper.children.cancel_orphans(calls.lab.engine)
+    await orphans.cancel_orphans(calls.lab.engine)
     calls.far.answers["POST /runs"] = (200, {"thread_id": "t-1", "run_id": "r-1"})
     row = await calls.speak()
     body = calls.far.got[0].body
@@ -480,14 +480,14 @@ async def test_a_callback_that_comes_while_we_look_is_not_lost(calls: Calls) -> 
     (due,) = await calls.claim()
     await calls.callback(token)
     assert await calls.claim() == [], "somebody is speaking"
-    await remote.later(calls.lab.engine.pool, due, delay=300, problem=None, plain=False)
+    await tries.later(calls.lab.engine.pool, due, delay=300, problem=None, plain=False)
     assert len(await calls.claim()) == 1
     # before the start was noted as well
     await calls.lab.execute("UPDATE remote_calls SET status = 'starting'")
     await calls.callback(token)
     due = replace(due, attempt=(await calls.row())["attempt"])
     ids = {"thread_id": "t", "run_id": "r", "callback_url": None}
-    await remote.started(calls.lab.engine.pool, due, **ids, delay=300)
+    await tries.started(calls.lab.engine.pool, due, **ids, delay=300)
     assert len(await calls.claim()) == 1
 
 
@@ -585,7 +585,7 @@ async def test_a_child_is_cancelled_with_its_caller_until_the_other_server_has_h
     run = await calls.started()
     if how == "delete":
         await threads.delete(calls.lab.engine, run["thread_id"])
-        await children.cancel_orphans(calls.lab.engine)
+        await orphans.cancel_orphans(calls.lab.engine)
     else:
         action = "rollback" if how == "rollback" else "interrupt"
         await stop.cancel(calls.lab.engine, run["thread_id"], run["run_id"], action)
@@ -641,7 +641,7 @@ async def test_a_cancel_that_comes_while_the_start_is_under_way_is_carried_out(c
     await stop.cancel(calls.lab.engine, run["thread_id"], run["run_id"])
     assert await calls.claim() == []
     ids = {"thread_id": "t-1", "run_id": "r-1", "callback_url": None}
-    await remote.started(calls.lab.engine.pool, due, **ids, delay=300)
+    await tries.started(calls.lab.engine.pool, due, **ids, delay=300)
     calls.far.answers["DELETE /outcome"] = (202, None)
     assert (await calls.speak(due=False))["status"] == "cancelled"
 
@@ -667,12 +667,12 @@ async def test_a_stale_try_changes_nothing(calls: Calls) -> None:
     (fresh,) = await calls.claim()
     pool, before = calls.lab.engine.pool, await calls.row()
     ids = {"thread_id": "t", "run_id": "r"}
-    await remote.started(pool, stale, **ids, callback_url=None, delay=0)
-    await remote.later(pool, stale, delay=0, problem="x", plain=True)
-    assert await remote.settle(pool, stale, "done", output=1) is False
+    await tries.started(pool, stale, **ids, callback_url=None, delay=0)
+    await tries.later(pool, stale, delay=0, problem="x", plain=True)
+    assert await tries.settle(pool, stale, "done", output=1) is False
     assert await calls.row() == before
-    assert await remote.settle(pool, fresh, "done", output=1) is True
-    assert await remote.settle(pool, fresh, "failed") is False
+    assert await tries.settle(pool, fresh, "done", output=1) is True
+    assert await tries.settle(pool, fresh, "failed") is False
     assert (await calls.row())["status"] == "done"
 
 
@@ -689,7 +689,7 @@ async def test_a_worker_that_has_lost_the_run_starts_and_cancels_nothing(calls: 
             *(engine, zombie, "crm", {}), key=None, idempotency_key="2", delay=0, bound=True, server=calls.far.url
         )
     with pytest.raises(LeaseLost):
-        await children.cancel(engine, zombie, child)
+        await orphans.cancel(engine, zombie, child)
     row = await calls.row()
     assert (row["cancelling"], row["status"]) == (False, "starting")
     # nor does it become the one who is woken
@@ -866,6 +866,6 @@ async def test_outcome_for_another_server_is_read_without_waiting(calls: Calls) 
     other = await lab.enqueue(await lab.thread(), {}, assistant="ask")
     await lab.work()
     for _ in range(2):
-        await children.abandon(lab.engine, other["thread_id"], other["run_id"])
+        await orphans.abandon(lab.engine, other["thread_id"], other["run_id"])
     assert (await children.look(lab.engine, other["thread_id"], other["run_id"]))["status"] == "cancelled"
     assert await interrupts.search(lab.engine, status="open") == []

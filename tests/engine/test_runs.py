@@ -13,7 +13,7 @@ from langgraph.types import interrupt
 from psycopg import sql
 from typing_extensions import TypedDict
 
-from perdure.engine import events, idempotency, queue, runs, state, stop, sweeper, threads
+from perdure.engine import events, finding, idempotency, queue, runs, state, stop, sweeper, threads
 from perdure.engine.errors import (
     AssistantNotFound,
     GraphNotFound,
@@ -85,7 +85,7 @@ async def test_accepted_run_is_durable_with_its_whole_input(lab):
     assert row["metadata"]["who"] == "thread"
     assert (run["status"], run["attempt"]) == ("pending", 0)
     assert await runs.get(lab.engine, thread, run["run_id"]) == run
-    assert await runs.thread_of(lab.engine, run["run_id"]) == thread
+    assert await finding.thread_of(lab.engine, run["run_id"]) == thread
     assert (await threads.get(lab.engine, thread))["status"] == "busy"
     assert [e["event"] for e in await lab.events(run)] == ["lifecycle"]
 
@@ -125,14 +125,14 @@ async def test_runs_are_listed_newest_first_by_status_in_pages(lab):
     await retrying(lab, await lab.claim_one(), paused=True)
 
     async def listed(**given: Any) -> list[Any]:
-        return [run["run_id"] for run in await runs.list_runs(lab.engine, thread, **given)]
+        return [run["run_id"] for run in await finding.list_runs(lab.engine, thread, **given)]
 
     assert await listed() == created[::-1]
     assert await listed(limit=1, offset=1) == [created[1]]
     assert await listed(status="pending") == created[:0:-1]
     assert await listed(status="error") == created[:1]
     with pytest.raises(ThreadNotFound):
-        await runs.list_runs(lab.engine, uuid4())
+        await finding.list_runs(lab.engine, uuid4())
 
 
 async def test_retrying_run_shows_its_error_and_when_it_is_due_and_a_paused_one_that_it_is(lab):
@@ -166,7 +166,7 @@ async def test_of_many_runs_at_once_that_reject_each_other_one_is_accepted(lab):
         *(lab.enqueue(thread, {"log": []}, multitask_strategy="reject") for _ in range(8)), return_exceptions=True
     )
     assert [type(end) for end in ends].count(RunRejected) == 7
-    assert len(await runs.list_runs(lab.engine, thread)) == 1
+    assert len(await finding.list_runs(lab.engine, thread)) == 1
 
 
 @pytest.mark.parametrize("how", ["pending", "running", "retrying", "paused"])
@@ -177,7 +177,7 @@ async def test_new_run_takes_the_place_of_those_before_it(lab, how, strategy):
     second = await lab.enqueue(thread, {"log": []})
     fence = (await lab.thread_row(thread))["fence"]
     third = await lab.enqueue(thread, {"log": ["new"]}, multitask_strategy=strategy)
-    left = {run["run_id"]: run["status"] for run in await runs.list_runs(lab.engine, thread)}
+    left = {run["run_id"]: run["status"] for run in await finding.list_runs(lab.engine, thread)}
     ended = {} if strategy == "rollback" else {first["run_id"]: "interrupted", second["run_id"]: "interrupted"}
     assert left == {third["run_id"]: "pending", **ended}
     row = await lab.thread_row(thread)
@@ -193,7 +193,7 @@ async def test_many_runs_at_once_that_take_each_others_place_leave_one(lab):
     await asyncio.gather(
         *(lab.enqueue(thread, {"log": []}, multitask_strategy=("interrupt", "rollback")[n % 2]) for n in range(8))
     )
-    pending = await runs.list_runs(lab.engine, thread, status="pending")
+    pending = await finding.list_runs(lab.engine, thread, status="pending")
     assert len(pending) == 1
     assert await lab.work() == 1
     assert await values(lab, thread) == {"log": ["a", "b"]}

@@ -14,7 +14,7 @@ import pytest
 from perdure.engine.db import open_pool
 from perdure.engine.errors import LeaseLost, StepMismatch, StorageError
 from perdure.engine.groupcommit import GroupCommit
-from perdure.engine.steps import Journal
+from perdure.engine.journal import Journal
 
 
 class Book:

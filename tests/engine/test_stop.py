@@ -9,7 +9,7 @@ from langgraph.types import interrupt
 from typing_extensions import TypedDict
 
 from perdure import TerminalError, agent, approval, saga, sleep, step
-from perdure.engine import children, control, interrupts, runs, stop
+from perdure.engine import control, finding, interrupts, orphans, runs, stop
 from perdure.engine.errors import QuestionClosed
 
 done: list[str] = []
@@ -116,12 +116,12 @@ async def sagas(lab) -> list[str]:
 
 async def statuses(lab, thread: Any) -> list[str]:
     """Of the thread's runs, in the order of their creation."""
-    found = await runs.list_runs(lab.engine, thread, limit=100)
+    found = await finding.list_runs(lab.engine, thread, limit=100)
     return [run["status"] for run in reversed(found)]
 
 
 async def compensating(lab, thread: Any) -> list[dict[str, Any]]:
-    return [run for run in await runs.list_runs(lab.engine, thread) if "compensates" in run["metadata"]]
+    return [run for run in await finding.list_runs(lab.engine, thread) if "compensates" in run["metadata"]]
 
 
 async def test_new_input_over_a_question_undoes_the_saga_first_and_then_begins(lab):
@@ -316,7 +316,7 @@ async def test_kill_that_was_cut_short_is_finished_as_kill_by_whoever_looks(lab)
     thread, parent, child = await tree(lab)
     await stop.cancel_alone(lab.engine, thread, parent["run_id"], "interrupt", compensate=False)
     assert (await lab.run(child))["status"] == "suspended"
-    await asyncio.gather(*(children.cancel_orphans(lab.engine) for _ in range(3)))
+    await asyncio.gather(*(orphans.cancel_orphans(lab.engine) for _ in range(3)))
     assert (await lab.run(child))["status"] == "interrupted"
     assert await lab.work() == 0
     assert done == ["book boss", "book nap"]

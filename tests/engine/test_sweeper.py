@@ -5,25 +5,15 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from langgraph.graph import END, START, StateGraph
 from psycopg import sql
-from typing_extensions import TypedDict
 
 from perdure.engine import runs, stop, sweeper
 from perdure.engine.errors import LeaseLost
 from perdure.engine.groupcommit import Write
 from perdure.engine.ttl import Ttl
+from tests.engine.conftest import one_node
 
-
-class State(TypedDict, total=False):
-    text: str
-
-
-_builder = StateGraph(State)
-_builder.add_node("node", lambda given: {"text": "done"})
-_builder.add_edge(START, "node")
-_builder.add_edge("node", END)
-GRAPHS = {"default": _builder.compile()}
+GRAPHS = {"default": one_node()}
 
 REGISTER = "INSERT INTO workers (worker_id, lock_key, name, slots) VALUES (%(id)s, %(key)s, 'test', 1)"
 

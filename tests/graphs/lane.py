@@ -26,6 +26,7 @@ from perdure.config import load_settings
 from perdure.engine import children, interrupts, jsonable, runs
 from perdure.engine.core import Engine
 from perdure.engine.errors import QuestionClosed
+from perdure.engine.newrun import NewRun
 from perdure.engine.registry import Registry
 from perdure.simulator import RunningSimulator, start
 from tests.conftest import ROOT, Database
@@ -155,7 +156,7 @@ class Lane:
         engine = self.fleet.engine
         key = example.get("key")
         thread_id = children.session_thread(engine.registry.default_assistant_id(agent), key) if key else None
-        new = runs.NewRun(
+        new = NewRun(
             assistant=agent,
             input=example["input"],
             if_not_exists="create",

@@ -1,16 +1,10 @@
-"""What the tests of the approval patterns share: a claim, the payment service's books, and patience."""
+"""What the tests of the approval patterns share: a claim, and the payment service's books."""
 
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import orjson
 
-T = TypeVar("T")
-
 LARGE = {"prompt": "Process my hospital bill of 3000USD for a broken leg."}
-PATIENCE_SECONDS = 30
 
 
 class Books:
@@ -30,12 +24,3 @@ class Books:
     def asked(self) -> int:
         """How often it was asked to pay."""
         return len(self.ledger.read_bytes().splitlines())
-
-
-def eventually(look: Callable[[], T | None], seconds: float = PATIENCE_SECONDS) -> T:
-    """What `look` finds, as soon as it finds anything. AssertionError after `seconds`."""
-    end = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < end, f"nothing in {seconds} s"
-        time.sleep(0.02)
-    return found

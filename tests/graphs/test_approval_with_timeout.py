@@ -11,8 +11,8 @@ from langgraph.types import Command
 from graphs.approval_with_timeout import TIMED_OUT, graph, timed_out
 from graphs.claims import Claim
 from perdure.simulator import RunningSimulator
-from tests.conftest import Launch
-from tests.graphs.office import LARGE, Books, eventually
+from tests.conftest import Launch, eventually
+from tests.graphs.office import LARGE, Books
 
 CONFIG: Any = {"configurable": {"thread_id": "1"}}
 

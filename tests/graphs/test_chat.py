@@ -8,8 +8,7 @@ from langchain_core.messages import AIMessage, HumanMessage
 
 from graphs.chat import WINDOW, graph
 from perdure.simulator import RunningSimulator
-from tests.conftest import Launch
-from tests.graphs.office import eventually
+from tests.conftest import Launch, eventually
 
 CONFIG: Any = {"configurable": {"thread_id": "session123"}}
 POEM = {"message": "make a poem about durable execution"}

@@ -1,7 +1,6 @@
 """The coding agent works in its sandbox; on a real server it is queued, interrupted, steered and killed."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from graphs.coding_agent import graph, heard
 from perdure.simulator import RunningSimulator, start
-from tests.conftest import ROOT, Launch, Process
+from tests.conftest import ROOT, Launch, Process, eventually
 
 CONFIG: Any = {"configurable": {"thread_id": "one"}}
 HELLO = {"message": "Write hello.py that prints 'Hello, durable world!' and run it"}
@@ -94,7 +93,7 @@ class Session:
         return self.http.get(f"/threads/{self.thread}/runs/{run}").json()["status"]
 
     def join(self, run: str) -> Any:
-        until(lambda: self.status(run) not in ("pending", "running"))
+        eventually(lambda: self.status(run) not in ("pending", "running"))
         return self.http.get(f"/threads/{self.thread}/runs/{run}/join").json()
 
     @property
@@ -105,18 +104,11 @@ class Session:
         """Let it write a file, and then run a command that waits for `go`; the run, and the command's process."""
         self.join(self.send(BUSY[0]))
         run = self.send(BUSY[1])
-        until(lambda: (self.folder / "pid").exists() and (self.folder / "pid").read_text().strip())
+        eventually(lambda: (self.folder / "pid").exists() and (self.folder / "pid").read_text().strip())
         return run, int((self.folder / "pid").read_text())
 
     def go(self) -> None:
         (self.folder / "go").touch()
-
-
-def until(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)  # asks again
 
 
 def alive(pid: int) -> bool:
@@ -198,7 +190,7 @@ def test_steering_message_reaches_the_working_run(session: Session) -> None:
 def test_steering_message_that_comes_with_the_last_answer_is_not_lost(session: Session) -> None:
     session.model.fail({"delay": 2, "match": "Wrote 6 bytes"})
     run = session.send({"message": "Write first.txt 'first'"})
-    until(lambda: len(session.model.requests) == 2)  # it is giving its last answer
+    eventually(lambda: len(session.model.requests) == 2)  # it is giving its last answer
     said = session.http.post(f"/threads/{session.thread}/messages", json="Write second.txt 'second'")
     assert said.json() == {"run_id": run}
     assert session.join(run)["answer"] == "Done. Wrote 6 bytes to first.txt Wrote 7 bytes to second.txt"
@@ -215,9 +207,9 @@ def test_killed_worker_costs_the_command_in_flight_only(
         written, asked = (session.folder / "busy.txt").stat().st_ino, len(model.requests)
         (session.folder / "pid").unlink()
         first.kill()
-        until(lambda: not alive(command))
+        eventually(lambda: not alive(command))
         worker(env=env)
-        until(lambda: (session.folder / "pid").exists())
+        eventually(lambda: (session.folder / "pid").exists())
         session.go()
         assert session.join(run)["answer"] == "Done. Wrote 8 bytes to busy.txt [no output]"
         assert http.get(f"/threads/{session.thread}/runs/{run}").json()["attempt"] == 2

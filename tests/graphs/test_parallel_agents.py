@@ -1,5 +1,4 @@
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -10,7 +9,7 @@ from graphs.parallel_agents import graph
 from perdure import TerminalError
 from perdure.durable.suspend import Suspend
 from perdure.simulator import RunningSimulator
-from tests.conftest import Launch, Process
+from tests.conftest import Launch, Process, eventually
 from tests.durable.fakes import FakeJournal, Killed
 from tests.graphs.claimants import CLAIM, SPECIALISTS, calls, only
 
@@ -97,13 +96,6 @@ def api(server: Launch, model: dict[str, str]) -> Iterator[httpx.Client]:
         yield client
 
 
-def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)  # asks a real server again
-
-
 def children(api: httpx.Client) -> dict[str, str]:
     """The status of each child run."""
     return {name: run["status"] for name in CHILDREN for run in api.post("/runs/search", json={"agent": name}).json()}
@@ -117,8 +109,8 @@ def test_kill_9_of_the_worker_while_the_children_run(
     sent = api.post("/agents/parallel_agents/send", json=CLAIM).json()
     run = f"/threads/{sent['thread_id']}/runs/{sent['run_id']}"
     running = {"eligibility": "success", "rate_comparison": "success", "fraud": "running"}
-    until(lambda: children(api) == running and calls(simulator)["fraud"] == 1)
-    until(lambda: api.get(run).json().get("suspended") is True)  # it holds no slot and no memory
+    eventually(lambda: children(api) == running and calls(simulator)["fraud"] == 1)
+    eventually(lambda: api.get(run).json().get("suspended") is True)  # it holds no slot and no memory
     first.kill()
     worker(env=model)
     answer = api.get(f"{run}/join").json()["answer"]

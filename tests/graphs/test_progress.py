@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from graphs.progress import MAX_CHAPTERS, graph
-from graphs.rules import progress as rule
+from graphs.simulated.texts import progress as rule
 from perdure.simulator import ChatRequest, Reply, RunningSimulator, start
 from tests.conftest import Launch, Process
 

@@ -9,8 +9,7 @@ import pytest
 from graphs.scheduled import MAX_TIMES, graph
 from perdure import TerminalError
 from perdure.simulator import RunningSimulator
-from tests.conftest import Launch
-from tests.graphs.office import eventually
+from tests.conftest import Launch, eventually
 
 CONFIG: Any = {"configurable": {"thread_id": "1"}}
 HOUR = timedelta(hours=1)

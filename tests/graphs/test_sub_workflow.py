@@ -8,8 +8,8 @@ import pytest
 
 from graphs.sub_workflow import graph, pay_small_claim
 from perdure.simulator import RunningSimulator
-from tests.conftest import Launch
-from tests.graphs.office import LARGE, Books, eventually
+from tests.conftest import Launch, eventually
+from tests.graphs.office import LARGE, Books
 
 CONFIG: Any = {"configurable": {"thread_id": "1"}}
 

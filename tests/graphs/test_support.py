@@ -1,5 +1,4 @@
 import socket
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -14,19 +13,11 @@ from psycopg.rows import dict_row
 
 from graphs.tools import customers
 from perdure import TerminalError
-from tests.conftest import ROOT, Launch, Process
+from tests.conftest import ROOT, Launch, Process, eventually
 
 ADA = "user_12345"
 CRM = ROOT / "langgraph.crm.json"
 PATIENCE_SECONDS = 30.0
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not (found := condition()):
-        assert time.monotonic() < end, f"{what} did not come"
-        time.sleep(0.05)
-    return found
 
 
 @pytest.fixture
@@ -103,7 +94,7 @@ def test_ticket_is_opened_once_on_the_other_server(
     assert ada.says("Create a ticket: the login fails").json() == {"answer": "Ticket T-1001 is open: the login fails."}
     early = ada.says("Create a ticket in the background: no invoice").json()
     assert early == {"answer": "It is on its way; the customer will be told its number here."}
-    until(lambda: "Ticket T-1002 is open: no invoice" in ada.heard, "the report")
+    eventually(lambda: "Ticket T-1002 is open: no invoice" in ada.heard)
     refused = ada.says(f"Create a ticket: {'x' * 300}").json()["answer"]
     assert "could not be opened: Agent 'crm'" in refused
     assert "title must be a text of up to 200 characters" in refused
@@ -118,7 +109,7 @@ def test_ticket_waits_for_a_crm_that_is_down_through_a_crash(
     ada = customer(process)
     sent = ada.says("Create a ticket: the login fails", "send").json()
     run = f"/threads/{sent['thread_id']}/runs/{sent['run_id']}"
-    until(lambda: ada.http.get(run).json().get("suspended"), "the wait")
+    eventually(lambda: ada.http.get(run).json().get("suspended"))
     process.kill()
     crm(free_port)
     ada = customer(server(env=env))

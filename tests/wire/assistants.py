@@ -18,6 +18,7 @@ GRAPHS = '''
 """Graphs that are offered to other agents."""
 
 import asyncio
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,6 +86,16 @@ async def say(state: Chat) -> Chat:
     return {"messages": [await model.ainvoke(state["messages"])]}
 
 
+async def see(state: Chat) -> Chat:
+    """Says which blocks it was given, and draws."""
+    content = state["messages"][-1].content
+    kinds = [content] if isinstance(content, str) else [json.dumps(block, sort_keys=True) for block in content]
+    drawn = {"type": "image", "base64": "iVBORw0KGgo=", "mime_type": "image/png", "extras": {"filename": "drawn.png"}}
+    linked = {"type": "image_url", "image_url": {"url": "https://example.com/cat.jpg"}}
+    thought = {"type": "reasoning", "reasoning": "secret"}
+    return {"messages": [AIMessage([thought, {"type": "text", "text": "; ".join(kinds)}, drawn, linked])]}
+
+
 class Claim(TypedDict, total=False):
     customer: str
     reason: str
@@ -99,9 +110,9 @@ def single(schema: Any, node: Any) -> Any:
 
 
 works, fails, asks, hangs = (single(Prompt, node) for node in (work, fail, ask, hang))
-talks, claims = single(Chat, say), single(Claim, note_claim)
+talks, claims, sees = single(Chat, say), single(Claim, note_claim), single(Chat, see)
 '''
-NAMES = ("works", "fails", "asks", "hangs", "talks", "claims")
+NAMES = ("works", "fails", "asks", "hangs", "talks", "claims", "sees")
 
 
 def make_project(folder: Path) -> Path:

@@ -4,11 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -78,15 +76,6 @@ def link(wire: str) -> Iterator[Link]:
     """A connection to the server that a test can cut."""
     with Link(wire) as link:
         yield link
-
-
-def eventually(look: Callable[[], Any], is_right: Callable[[Any], Any] = bool) -> Any:
-    """What `look` returns as soon as it is right. Fails after `WAIT_SECONDS`."""
-    end = time.monotonic() + WAIT_SECONDS
-    while not is_right(found := look()):
-        assert time.monotonic() < end, f"still {found!r} after {WAIT_SECONDS} s"
-        time.sleep(0.02)
-    return found
 
 
 def missing(what: str) -> None:

@@ -17,9 +17,8 @@ from a2a.client.card_resolver import A2ACardResolver
 from a2a.types import a2a_pb2 as a2a
 from a2a.utils.errors import TaskNotCancelableError, TaskNotFoundError, UnsupportedOperationError
 
-from tests.conftest import Database, Process
+from tests.conftest import Database, Process, eventually
 from tests.wire.assistants import NAMES, WAIT_SECONDS, get, make_project, post, rpc, served
-from tests.wire.conftest import eventually
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:google.*", "ignore::DeprecationWarning:a2a.*")
 VERSIONS = ("0.3", "1.0")
@@ -242,7 +241,16 @@ def test_an_answer_by_another_way_is_the_tasks_as_well(process: Process) -> None
         ("message/send", {"message": {"role": "user", "messageId": "", "parts": [{"text": "x"}]}}, -32602),
         ("message/send", {"message": {"role": "user", "messageId": "1", "parts": []}}, -32602),
         ("message/send", {"message": {"role": "user", "messageId": "1", "parts": [{"kind": "odd"}]}}, -32602),
-        ("message/send", {"message": {"role": "user", "messageId": "1", "parts": [{"file": {}}]}}, -32005),
+        ("message/send", {"message": {"role": "user", "messageId": "1", "parts": [{"file": {}}]}}, -32602),
+        ("message/send", {"message": {"role": "user", "messageId": "1", "parts": [{"file": {"bytes": "?"}}]}}, -32602),
+        ("message/send", {"message": {"role": "user", "messageId": "1", "parts": [{"file": {"uri": "file:///etc"}}]}},
+         -32602),
+        ("message/send", {"message": {"role": "user", "messageId": "1", "parts": [{"file": {"bytes": "", "uri": "http://x"}}]}},
+         -32602),
+        ("message/send", {"message": {"role": "user", "messageId": "1",
+                                      "parts": [{"file": {"bytes": "", "mimeType": "picture"}}]}}, -32602),
+        ("message/send", {"message": {"role": "user", "messageId": "1", "parts": [{"file": {"bytes": "aGk="}}]}},
+         -32005),
         ("message/send", {"message": {"role": "user", "messageId": "1", "parts": [{"data": [1]}]}}, -32602),
         ("message/send", {"message": {"role": "user", "messageId": "1", "contextId": "x", "parts": [{"text": "x"}]}},
          -32602),
@@ -257,7 +265,14 @@ def test_an_answer_by_another_way_is_the_tasks_as_well(process: Process) -> None
         ("tasks/resubscribe", {"id": ""}, -32602),
         ("tasks/pushNotificationConfig/set", {"taskId": f"{uuid4()}:{uuid4()}"}, -32001),
         ("agent/getAuthenticatedExtendedCard", None, -32007),
-        ("ListTasks", {}, -32004),
+        ("ListTasks", {"pageSize": 0}, -32602),
+        ("ListTasks", {"pageSize": 101}, -32602),
+        ("ListTasks", {"pageToken": "x"}, -32602),
+        ("ListTasks", {"pageToken": "WyIyMDI2LTAxLTAxIiwgMV0="}, -32602),
+        ("ListTasks", {"status": "completed"}, -32602),
+        ("ListTasks", {"contextId": 5}, -32602),
+        ("ListTasks", {"historyLength": -1}, -32602),
+        ("ListTasks", {"statusTimestampAfter": "yesterday"}, -32602),
     ],
 )  # fmt: skip
 def test_what_is_wrong_gets_its_code(process: Process, method: str, params: Any, code: int) -> None:

@@ -10,7 +10,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.wire.conftest import eventually
+from tests.conftest import eventually
 
 UNKNOWN = "01900000-0000-7000-8000-000000000000"
 

@@ -8,7 +8,8 @@ from langgraph_sdk import get_client, get_sync_client
 from langgraph_sdk.client import LangGraphClient, SyncLangGraphClient
 from langgraph_sdk.errors import ConflictError, NotFoundError
 
-from tests.wire.conftest import WAIT_SECONDS, eventually
+from tests.conftest import eventually
+from tests.wire.conftest import WAIT_SECONDS
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,7 @@ from perdure.engine.registry import Registry
 
 ROUTERS = (
     system.router,
+    system.meta,
     assistants.router,
     threads.router,
     crons.router,
@@ -86,6 +87,7 @@ def create_app(settings: Settings, registry: Registry, dsn: str) -> FastAPI:
         lifespan=lifespan,
         responses=ERRORS,
         redoc_url=None,
+        openapi_url=None if custom.switched_off(registry, "disable_meta") else "/openapi.json",
         middleware=[
             Middleware(metrics.Metered),
             Middleware(Cors, **cors_options(registry.config)),

@@ -9,73 +9,45 @@ A message whose id is a UUID may be sent again and starts nothing twice.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, cast
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 
-from perdure.api import records
-from perdure.api.a2amessage import Message, answer_of, input_of, message_of, optional_int, push_config_of, text
+from perdure.api import a2apush, records
+from perdure.api.a2acall import (
+    NO_EXTENDED_CARD,
+    NOT_CANCELABLE,
+    UNSUPPORTED,
+    VERSION_NOT_SUPPORTED,
+    Asked,
+    find,
+    in_words,
+    not_found,
+    obj,
+    task_of,
+)
+from perdure.api.a2alist import list_tasks
+from perdure.api.a2amessage import Message, answer_of, input_of, message_of, optional_int, push_config_of
 from perdure.api.answers import Json
 from perdure.api.assistants import named
 from perdure.api.body import JsonRoute
 from perdure.api.context import EngineDep
 from perdure.api.fields import UUID_TEXT
-from perdure.api.gate import Action, Gate, GateDep
-from perdure.api.jsonrpc import (
-    INVALID_PARAMS,
-    INVALID_REQUEST,
-    Id,
-    RpcError,
-    error_of,
-    from_engine,
-    id_of,
-    read,
-    refusal,
-    result_of,
-    unknown_method,
-)
+from perdure.api.gate import GateDep
+from perdure.api.jsonrpc import INVALID_PARAMS, RpcError, error_of, read_request, refusal, result_of, unknown_method
 from perdure.api.sse import Live, closing, event_stream
 from perdure.api.taskstream import frames
 from perdure.engine import a2a, events, push, runs, tasks, threads
-from perdure.engine.a2a import MESSAGE_ID, TEXT_FIELD, Version, task_id
+from perdure.engine.a2a import MESSAGE_ID, TEXT_FIELD, task_id
+from perdure.engine.a2aparts import Version
 from perdure.engine.core import Engine
-from perdure.engine.errors import EngineError, NotFound, QuestionClosed, RunFinished, RunNotFound, ThreadNotFound
+from perdure.engine.errors import EngineError, NotFound, QuestionClosed, RunFinished, ThreadNotFound
 from perdure.engine.jsonable import dumps
-from perdure.engine.runs import NewRun
+from perdure.engine.newrun import NewRun
 from perdure.engine.tasks import Task
 
 router = APIRouter(route_class=JsonRoute, tags=["a2a"])
-
-TASK_NOT_FOUND = -32001
-NOT_CANCELABLE = -32002
-UNSUPPORTED = -32004
-NO_EXTENDED_CARD = -32007
-VERSION_NOT_SUPPORTED = -32009
-REASONS = {
-    TASK_NOT_FOUND: "TASK_NOT_FOUND",
-    NOT_CANCELABLE: "TASK_NOT_CANCELABLE",
-    UNSUPPORTED: "UNSUPPORTED_OPERATION",
-    -32005: "CONTENT_TYPE_NOT_SUPPORTED",
-    NO_EXTENDED_CARD: "EXTENDED_AGENT_CARD_NOT_CONFIGURED",
-    VERSION_NOT_SUPPORTED: "VERSION_NOT_SUPPORTED",
-}
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A request to an assistant, in the words of one version."""
-
-    gate: Gate
-    assistant: dict[str, Any]
-    version: Version
-    id: Id
-    params: dict[str, Any]
-
-    @property
-    def engine(self) -> Engine:
-        return self.gate.engine
 
 
 @router.post("/a2a/{assistant_id}", responses={**records.ANY, **records.EVENT_STREAM}, openapi_extra=records.ANY_BODY)
@@ -83,9 +55,7 @@ async def agent_to_agent(assistant_id: str, request: Request, engine: EngineDep,
     """A2A: messages, tasks and push notification configs, by the method names of 0.3 and of 1.0."""
     version: Version = "0.3"
     try:
-        asked = read(request)
-        if asked is None or asked.notification:
-            raise RpcError(INVALID_REQUEST, "id: must be a text or an integer")
+        asked = read_request(request)
         if asked.method not in METHODS:
             raise unknown_method(asked.method)
         version, handle = METHODS[asked.method]
@@ -98,24 +68,13 @@ async def agent_to_agent(assistant_id: str, request: Request, engine: EngineDep,
         except NotFound as exc:
             raise RpcError(INVALID_PARAMS, str(exc), status=404) from exc
         return await handle(Asked(gate, assistant, version, asked.id, asked.params))
-    except RpcError as exc:
-        error = exc
-    except EngineError as exc:
-        error = from_engine(exc)
-    return refusal(id_of(request), _shown(error, version))
-
-
-def _shown(error: RpcError, version: Version) -> RpcError:
-    """A2A's errors are 200 to HTTP, but for an agent that is not there; 1.0 names the reason as data."""
-    reason = REASONS.get(error.code) if version == "1.0" else None
-    data = [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason, "domain": "a2a-protocol.org"}]
-    status = error.status if error.status == 404 else 200
-    return RpcError(error.code, str(error), data=data if reason else error.data, status=status)
+    except (RpcError, EngineError) as exc:
+        return refusal(request, in_words(exc, version))
 
 
 async def _send(asked: Asked) -> Response:
     """Send a message; answers when the task has ended or asks, unless the client does not want to wait."""
-    engine, configuration = asked.engine, _object(asked.params, "configuration")
+    engine, configuration = asked.engine, obj(asked.params, "configuration")
     history = optional_int(configuration, "historyLength")
     task = await _accept(asked, configuration)
     waits = configuration.get("returnImmediately") is not True and configuration.get("blocking") is not False
@@ -131,14 +90,14 @@ async def _send(asked: Asked) -> Response:
             shown = a2a.task(ended, asked.version, history=history)
             yield dumps(result_of(asked.id, a2a.wrapped(shown, asked.version)))
         except NotFound:
-            yield dumps(error_of(asked.id, _shown(_not_found(task_id(task.thread_id, task.run_id)), asked.version)))
+            yield dumps(error_of(asked.id, in_words(not_found(task_id(task.thread_id, task.run_id)), asked.version)))
 
     return Live(chunks(), media_type="application/json", headers={})
 
 
 async def _stream(asked: Asked) -> Response:
     """Send a message and follow its task."""
-    configuration = _object(asked.params, "configuration")
+    configuration = obj(asked.params, "configuration")
     history = optional_int(configuration, "historyLength")
     task = await _accept(asked, configuration)
     return event_stream(frames(asked.engine, asked.id, task, asked.version, history=history))
@@ -146,7 +105,7 @@ async def _stream(asked: Asked) -> Response:
 
 async def _subscribe(asked: Asked) -> Response:
     """Follow a task again."""
-    task = await _task(asked)
+    task = await task_of(asked)
     if asked.version == "1.0" and task.state in tasks.TERMINAL:
         raise RpcError(UNSUPPORTED, f"The task is {task.state}: get it")
     return event_stream(frames(asked.engine, asked.id, task, asked.version))
@@ -154,12 +113,12 @@ async def _subscribe(asked: Asked) -> Response:
 
 async def _get(asked: Asked) -> Response:
     history = optional_int(asked.params, "historyLength")
-    return Json(result_of(asked.id, a2a.task(await _task(asked), asked.version, history=history)))
+    return Json(result_of(asked.id, a2a.task(await task_of(asked), asked.version, history=history)))
 
 
 async def _cancel(asked: Asked) -> Response:
     """Stop a task. One with an open saga is working until it is undone."""
-    task = await _task(asked, to="update")
+    task = await task_of(asked, to="update")
     try:
         await tasks.cancel(asked.engine, task)
         task = await tasks.get(asked.engine, task.thread_id, task.run_id)
@@ -219,7 +178,7 @@ async def _context(asked: Asked, context_id: str | None) -> UUID | None:
 
 async def _continue(asked: Asked, message: Message, config: push.Config | None) -> Task:
     """Answer what a task asks. A message that it has had already changes nothing."""
-    task = await _find(asked, cast("str", message.task_id))
+    task = await find(asked, cast("str", message.task_id))
     if message.context_id is not None and message.context_id.lower() != str(task.thread_id):
         raise RpcError(INVALID_PARAMS, "message.contextId: not the context of message.taskId")
     if config is not None:
@@ -239,7 +198,7 @@ async def _continue(asked: Asked, message: Message, config: push.Config | None) 
     try:
         await runs.enqueue(asked.engine, task.thread_id, new, by=asked.gate.identity or None)
     except QuestionClosed as exc:
-        task = await _find(asked, cast("str", message.task_id))
+        task = await find(asked, cast("str", message.task_id))
         if not _has_had(task, message):
             raise RpcError(UNSUPPORTED, f"{exc}; the task is {task.state}") from exc
     return await tasks.get(asked.engine, task.thread_id, task.run_id)
@@ -254,87 +213,8 @@ async def _is_held(engine: Engine, task: Task) -> bool:
     return task.state == "submitted" and (await threads.get(engine, task.thread_id))["status"] == "interrupted"
 
 
-async def _task(asked: Asked, name: str = "id", *, to: Action = "read") -> Task:
-    return await _find(asked, text(asked.params, name), to=to)
-
-
-async def _find(asked: Asked, name: str, *, to: Action = "read") -> Task:
-    """The task of that id, if it is one of this assistant. Raises RpcError."""
-    thread, _, run = name.partition(":")
-    if not (UUID_TEXT.fullmatch(thread) and UUID_TEXT.fullmatch(run)):
-        raise _not_found(name)
-    try:
-        await asked.gate.thread(to, UUID(thread), {"run_id": UUID(run)})
-        task = await tasks.get(asked.engine, UUID(thread), UUID(run))
-    except (RunNotFound, ThreadNotFound) as exc:
-        raise _not_found(name) from exc
-    if task.last["assistant_id"] != asked.assistant["assistant_id"]:
-        raise _not_found(name)
-    return task
-
-
-def _not_found(name: str) -> RpcError:
-    return RpcError(TASK_NOT_FOUND, f"Task {name[:100]!r} not found")
-
-
-def _object(params: dict[str, Any], name: str) -> dict[str, Any]:
-    value = params.get(name)
-    if value is not None and not isinstance(value, dict):
-        raise RpcError(INVALID_PARAMS, f"{name}: must be an object")
-    return cast("dict[str, Any]", value or {})
-
-
-async def _set_push(asked: Asked) -> Response:
-    old = asked.version == "0.3"
-    task = await _task(asked, "taskId", to="update")
-    given = asked.params.get("pushNotificationConfig") if old else asked.params
-    config = push_config_of(given, asked.version, asked.engine.registry.config)
-    async with asked.engine.pool.connection() as conn:
-        await push.put(conn, task.thread_id, task.run_id, config)
-    return Json(result_of(asked.id, _config(task, config, asked.version)))
-
-
-async def _get_push(asked: Asked) -> Response:
-    task = await _task(asked, "id" if asked.version == "0.3" else "taskId")
-    name = asked.params.get("pushNotificationConfigId") if asked.version == "0.3" else text(asked.params, "id")
-    found = await push.of_task(asked.engine, task.thread_id, task.run_id, name if isinstance(name, str) else None)
-    if not found:
-        raise RpcError(TASK_NOT_FOUND, "The task has no such push notification config")
-    return Json(result_of(asked.id, _config(task, found[0], asked.version)))
-
-
-async def _list_push(asked: Asked) -> Response:
-    task = await _task(asked, "id" if asked.version == "0.3" else "taskId")
-    found = await push.of_task(asked.engine, task.thread_id, task.run_id)
-    shown = [_config(task, config, asked.version) for config in found]
-    return Json(result_of(asked.id, shown if asked.version == "0.3" else {"configs": shown}))
-
-
-async def _delete_push(asked: Asked) -> Response:
-    old = asked.version == "0.3"
-    task = await _task(asked, "id" if old else "taskId", to="update")
-    name = text(asked.params, "pushNotificationConfigId" if old else "id")
-    await push.delete(asked.engine, task.thread_id, task.run_id, name)
-    return Json(result_of(asked.id, None if old else {}))
-
-
-def _config(task: Task, config: push.Config, version: Version) -> dict[str, Any]:
-    """As it was set, without the credentials."""
-    shown: dict[str, Any] = {"id": config.config_id, "url": config.url}
-    if config.token:
-        shown["token"] = config.token
-    if config.scheme:
-        shown["authentication"] = {"scheme": config.scheme} if version == "1.0" else {"schemes": [config.scheme]}
-    name = task_id(task.thread_id, task.run_id)
-    return {"taskId": name, **shown} if version == "1.0" else {"taskId": name, "pushNotificationConfig": shown}
-
-
 async def _extended_card(asked: Asked) -> Response:
     raise RpcError(NO_EXTENDED_CARD, "There is no extended card: the public one says all")
-
-
-async def _list(asked: Asked) -> Response:
-    raise RpcError(UNSUPPORTED, "Tasks are not listed here: POST /runs/search does it")
 
 
 Handler = Callable[[Asked], Awaitable[Response]]
@@ -344,20 +224,20 @@ METHODS: dict[str, tuple[Version, Handler]] = {
     "tasks/get": ("0.3", _get),
     "tasks/cancel": ("0.3", _cancel),
     "tasks/resubscribe": ("0.3", _subscribe),
-    "tasks/pushNotificationConfig/set": ("0.3", _set_push),
-    "tasks/pushNotificationConfig/get": ("0.3", _get_push),
-    "tasks/pushNotificationConfig/list": ("0.3", _list_push),
-    "tasks/pushNotificationConfig/delete": ("0.3", _delete_push),
+    "tasks/pushNotificationConfig/set": ("0.3", a2apush.set_push),
+    "tasks/pushNotificationConfig/get": ("0.3", a2apush.get_push),
+    "tasks/pushNotificationConfig/list": ("0.3", a2apush.list_push),
+    "tasks/pushNotificationConfig/delete": ("0.3", a2apush.delete_push),
     "agent/getAuthenticatedExtendedCard": ("0.3", _extended_card),
     "SendMessage": ("1.0", _send),
     "SendStreamingMessage": ("1.0", _stream),
     "GetTask": ("1.0", _get),
-    "ListTasks": ("1.0", _list),
+    "ListTasks": ("1.0", list_tasks),
     "CancelTask": ("1.0", _cancel),
     "SubscribeToTask": ("1.0", _subscribe),
-    "CreateTaskPushNotificationConfig": ("1.0", _set_push),
-    "GetTaskPushNotificationConfig": ("1.0", _get_push),
-    "ListTaskPushNotificationConfigs": ("1.0", _list_push),
-    "DeleteTaskPushNotificationConfig": ("1.0", _delete_push),
+    "CreateTaskPushNotificationConfig": ("1.0", a2apush.set_push),
+    "GetTaskPushNotificationConfig": ("1.0", a2apush.get_push),
+    "ListTaskPushNotificationConfigs": ("1.0", a2apush.list_push),
+    "DeleteTaskPushNotificationConfig": ("1.0", a2apush.delete_push),
     "GetExtendedAgentCard": ("1.0", _extended_card),
 }

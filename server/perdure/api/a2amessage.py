@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from dataclasses import dataclass
 from typing import Any, cast
@@ -9,32 +10,37 @@ from uuid import uuid4
 
 from perdure.api.agentcard import text_field
 from perdure.api.jsonrpc import INVALID_PARAMS, RpcError
-from perdure.api.webhook import check_webhook
-from perdure.engine.a2a import Version
+from perdure.engine.a2aparts import Version, file_block
 from perdure.engine.push import Config
+from perdure.engine.urls import check_url, webhooks_off
 
+NO_PUSH = -32003
 CONTENT_TYPE = -32005
 MAX_TEXT_CHARS = 255
 MAX_PARTS = 100
+MAX_URL_CHARS = 2**16
 MAX_HISTORY = 2**31 - 1
 MAX_SECRET_CHARS = 4000
 HEADER_TEXT = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
+MIME = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*(?:;[ -~]*)?")
+WEB = re.compile(r"https?://[^\s/]", re.IGNORECASE)
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,50}")
 
 
 @dataclass(frozen=True)
 class Message:
-    """`text` is what its text parts say, "" if it has none; `data` its data parts."""
+    """`text` is what its text parts say, "" if it has none; `data` its data parts; `files` as content blocks."""
 
     id: str
     context_id: str | None
     task_id: str | None
     text: str
     data: list[Any]
+    files: list[dict[str, Any]]
 
 
 def message_of(given: Any, version: Version) -> Message:
-    """Raises RpcError for a malformed message, and for files (-32005)."""
+    """Raises RpcError for a malformed message. Files are not looked at, nor fetched: the agent's model does that."""
     if not isinstance(given, dict):
         raise _wrong("message", "must be an object")
     message = cast("dict[str, Any]", given)
@@ -45,31 +51,50 @@ def message_of(given: Any, version: Version) -> Message:
         raise _wrong("message.parts", f"must be a list of 1 to {MAX_PARTS} parts")
     texts: list[str] = []
     data: list[Any] = []
+    files: list[dict[str, Any]] = []
     for part in cast("list[Any]", parts):
         one = cast("dict[str, Any]", part) if isinstance(part, dict) else {}
         if isinstance(one.get("text"), str):
             texts.append(one["text"])
         elif "data" in one:
             data.append(one["data"])
-        elif one.keys() & {"file", "raw", "url"}:
-            raise RpcError(CONTENT_TYPE, "message.parts: files are not taken, only text and data")
+        elif isinstance(one.get("file"), dict):
+            files.append(_file(one["file"], "bytes", "uri", "mimeType", "name"))
+        elif one.keys() & {"raw", "url"}:
+            files.append(_file(one, "raw", "url", "mediaType", "filename"))
         else:
-            raise _wrong("message.parts", "each must have text or data")
+            raise _wrong("message.parts", "each must have text, data or a file")
     ids = (text(message, "messageId"), _optional(message, "contextId"), _optional(message, "taskId"))
-    return Message(*ids, "\n".join(texts), data)
+    return Message(*ids, "\n".join(texts), data, files)
+
+
+def _file(given: dict[str, Any], raw_key: str, url_key: str, type_key: str, name_key: str) -> dict[str, Any]:
+    """A content block, from the keys that the version has. Raises RpcError."""
+    raw, url, mime = given.get(raw_key), given.get(url_key), _optional(given, type_key)
+    if mime is not None and not MIME.fullmatch(mime):
+        raise _wrong(type_key, "must be a media type such as image/png")
+    if isinstance(raw, str) and url is None:
+        try:
+            base64.b64decode(raw, validate=True)
+        except ValueError as exc:
+            raise _wrong(raw_key, "must be base64") from exc
+        return file_block(base64=raw, mime_type=mime, name=_optional(given, name_key))
+    if not isinstance(url, str) or raw is not None or len(url) > MAX_URL_CHARS or not WEB.match(url):
+        raise _wrong("message.parts", f"a file has either {raw_key} or {url_key}, an http or https URL")
+    return file_block(url=url, mime_type=mime, name=_optional(given, name_key))
 
 
 def input_of(message: Message, schema: dict[str, Any] | None) -> tuple[dict[str, Any], str | None]:
     """The graph's input, and the field of it that holds the text. Raises RpcError.
 
-    A data part is input as it is; text goes where `text_field` says.
+    A data part is input as it is; text goes where `text_field` says, and files with it if that is `messages`.
     """
     given: dict[str, Any] = {}
     for one in message.data:
         if not isinstance(one, dict):
             raise _wrong("message.parts", "data must be an object: the agent's input")
         given |= cast("dict[str, Any]", one)
-    if not message.text:
+    if not message.text and not message.files:
         return given, None
     field = text_field(schema)
     if field is None:
@@ -77,8 +102,13 @@ def input_of(message: Message, schema: dict[str, Any] | None) -> tuple[dict[str,
         raise RpcError(CONTENT_TYPE, f"This agent takes no text; send its input as a data part: {names}")
     if field == "messages":
         before = given.get("messages")
-        said = {"role": "user", "content": message.text, "id": message.id}
+        content: Any = message.text
+        if message.files:
+            content = [*([{"type": "text", "text": message.text}] if message.text else []), *message.files]
+        said = {"role": "user", "content": content, "id": message.id}
         given["messages"] = [*(cast("list[Any]", before) if isinstance(before, list) else []), said]
+    elif message.files:
+        raise RpcError(CONTENT_TYPE, "This agent takes no files, only text and data")
     else:
         given[field] = message.text
     return given, field
@@ -86,6 +116,8 @@ def input_of(message: Message, schema: dict[str, Any] | None) -> tuple[dict[str,
 
 def answer_of(message: Message, open_ids: list[str]) -> dict[str, Any]:
     """Answers by the ids of their questions. Raises RpcError if it cannot be told which is meant."""
+    if message.files:
+        raise RpcError(CONTENT_TYPE, "An answer to a question has no files, only text and data")
     value: Any = message.data[0] if message.data else message.text
     if len(message.data) > 1:
         raise _wrong("message.parts", "an answer has one data part at most")
@@ -99,6 +131,8 @@ def answer_of(message: Message, open_ids: list[str]) -> dict[str, Any]:
 
 def push_config_of(given: Any, version: Version, rules: dict[str, Any]) -> Config:
     """Raises RpcError, and InvalidInput for an address that the operator's rules refuse."""
+    if webhooks_off(rules):
+        raise RpcError(NO_PUSH, "Push notifications are switched off here")
     if not isinstance(given, dict):
         raise _wrong("pushNotificationConfig", "must be an object")
     config = cast("dict[str, Any]", given)
@@ -110,7 +144,7 @@ def push_config_of(given: Any, version: Version, rules: dict[str, Any]) -> Confi
         raise _wrong("authentication", "the scheme must be a word such as Bearer")
     return Config(
         config_id=_optional(config, "id") or str(uuid4()),
-        url=check_webhook(text(config, "url", most=2**16), rules),
+        url=check_url(text(config, "url", most=MAX_URL_CHARS), rules),
         version=version,
         token=_header(config, "token"),
         scheme=scheme,

@@ -17,10 +17,13 @@ from perdure.api.context import EngineDep
 from perdure.api.gate import Gate, GateDep
 from perdure.engine.errors import InvalidInput
 from perdure.engine.jsonable import dumps
+from perdure.engine.urls import webhooks_off
 
 router = APIRouter(route_class=JsonRoute, tags=["a2a"])
 
 MODES = ["text/plain", "application/json"]
+FILES = ["image/*", "audio/*", "video/*", "application/*"]
+"""What goes into a conversation beside its text; whether the agent's model can read it, it tells itself."""
 TEXT_FIELDS = ("messages", "prompt", "message")
 MAX_EXAMPLES = 5
 
@@ -75,12 +78,12 @@ async def card(gate: Gate, request: Request, name: str) -> dict[str, Any]:
         ],
         "capabilities": {
             "streaming": True,
-            "pushNotifications": True,
+            "pushNotifications": not webhooks_off(engine.registry.config),
             "extendedAgentCard": False,
             "stateTransitionHistory": False,
         },
         "supportsAuthenticatedExtendedCard": False,
-        "defaultInputModes": MODES if field else MODES[1:],
+        "defaultInputModes": [*MODES, *FILES] if field == "messages" else MODES if field else MODES[1:],
         "defaultOutputModes": MODES,
         "skills": [skill],
         "documentationUrl": f"{base}/docs",

@@ -34,7 +34,7 @@ from perdure.engine.children import session_thread
 from perdure.engine.core import Engine
 from perdure.engine.errors import RunFinished, RunNotFound, ThreadNotFound
 from perdure.engine.hub import Event
-from perdure.engine.runs import NewRun
+from perdure.engine.newrun import NewRun
 
 router = APIRouter(prefix="/agents/{agent}", route_class=JsonRoute, tags=["agents"])
 listing = APIRouter(route_class=JsonRoute, tags=["agents"])

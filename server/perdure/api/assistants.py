@@ -12,7 +12,7 @@ from perdure.api.body import JsonRoute
 from perdure.api.context import EngineDep
 from perdure.api.fields import AssistantId
 from perdure.api.gate import DeleteAssistant, Gate, GateDep, ReadAssistant
-from perdure.engine import assistants
+from perdure.engine import assistants, versions
 from perdure.engine.access import Within, kept
 from perdure.engine.core import Engine
 from perdure.engine.errors import GraphNotFound
@@ -148,7 +148,7 @@ async def get_subgraphs(
 @router.post("/{assistant_id}/versions", response_model=list[records.AssistantVersion])
 async def list_versions(assistant_id: ReadAssistant, body: schemas.AssistantVersions, engine: EngineDep) -> Response:
     """The versions of an assistant, newest first."""
-    rows = await assistants.versions(engine, assistant_id, limit=body.limit, offset=body.offset, metadata=body.metadata)
+    rows = await versions.search(engine, assistant_id, limit=body.limit, offset=body.offset, metadata=body.metadata)
     return Json(rows)
 
 
@@ -158,4 +158,4 @@ async def set_latest(
 ) -> Response:
     """Make a version the current one, with everything that belongs to it."""
     within = await gate.assistant("update", assistant_id, {"version": body.version})
-    return Json(await assistants.set_latest(engine, assistant_id, body.version, within=within))
+    return Json(await versions.set_latest(engine, assistant_id, body.version, within=within))

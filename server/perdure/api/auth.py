@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
@@ -35,8 +36,8 @@ log = structlog.get_logger(__name__)
 OPEN = frozenset({"/", "/ok", "/info", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/metrics"})
 """Paths that tell nothing of anybody."""
 
-OPEN_BELOW = ("/interrupts/link/", "/callbacks/")
-"""Below these a signature, or a token that cannot be guessed, is the permission."""
+OPEN_BELOW = ("/interrupts/link/", "/callbacks/", "/console/login", "/console/logout", "/console/static/")
+"""Below these a signature, or a token that cannot be guessed, is the permission; or there is nothing to tell."""
 
 USER = "perdure.user"
 """Scope key of the caller; absent on open paths."""
@@ -135,6 +136,7 @@ SOURCES: dict[str, Callable[[HTTPConnection], Any]] = {
 """Parameters that an authenticate function may name, and where they come from. Header names are bytes."""
 
 
+@cache
 def wanted(function: Any) -> list[str]:
     """The parameters of an authenticate function. Raises ConfigError for one that nobody can give."""
     parameters = inspect.signature(function).parameters.values()
@@ -177,8 +179,7 @@ class Authentication:
         self.app = app
         self.limit = limit
         self.mine = mine or guarded
-        self.function: Any = authenticator(auth) if auth else None
-        self.names: list[str] = wanted(self.function) if auth else []
+        self.auth = auth
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or not self.mine(scope):
@@ -202,17 +203,9 @@ class Authentication:
         await self.app({**scope, USER: user, "user": user} if user else scope, replay, send)
 
     async def _user(self, scope: Scope, receive: Receive) -> User | None:
-        if self.function is None:
+        if self.auth is None:
             return None
-        conn = Request(scope, receive) if scope["type"] == "http" else HTTPConnection(scope)
-        arguments = {name: SOURCES[name](conn) for name in self.names}
-        if inspect.iscoroutinefunction(self.function):
-            given: Any = await self.function(**arguments)
-        else:
-            given = await run_in_threadpool(self.function, **arguments)
-        if given is None:
-            raise Auth.exceptions.HTTPException()
-        return User(given)
+        return await recognise(self.auth, Request(scope, receive) if scope["type"] == "http" else HTTPConnection(scope))
 
     async def _count(self, scope: Scope, user: User | None) -> None:
         own = user.get(builtin.RATE_LIMIT) if user else None
@@ -224,6 +217,19 @@ class Authentication:
         if wait is not None:
             text = f"More than {limit} requests in a minute; try again in {wait} s"
             raise HTTPException(429, text, headers={"Retry-After": str(wait)})
+
+
+async def recognise(auth: Auth, connection: HTTPConnection) -> User:
+    """The user that the authenticate function sees in a request. Raises what it raises, and 401 for nobody."""
+    function = authenticator(auth)
+    arguments = {name: SOURCES[name](connection) for name in wanted(function)}
+    if inspect.iscoroutinefunction(function):
+        given: Any = await function(**arguments)
+    else:
+        given = await run_in_threadpool(function, **arguments)
+    if given is None:
+        raise Auth.exceptions.HTTPException()
+    return User(given)
 
 
 def guarded(scope: Scope) -> bool:

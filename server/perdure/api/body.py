@@ -34,8 +34,8 @@ DRAIN_FACTOR = 8
 still sending when the connection is closed would see a reset instead of the 413."""
 
 WITHOUT_BODY = {"GET", "HEAD", "OPTIONS"}
-FORMS = "/interrupts/link/"
-"""Below this path bodies are forms of web pages: limited here, read by their handler."""
+FORMS = ("/interrupts/link/", "/console/")
+"""Below these paths bodies are forms of web pages: limited here, read by their handler."""
 
 RPC = {"/mcp": 400, "/a2a/": 200}
 """Below these paths errors are JSON-RPC's, and the HTTP status of a body that is no request."""

@@ -17,6 +17,7 @@ from perdure.engine import keys
 from perdure.engine.registry import ConfigError
 
 if TYPE_CHECKING:
+    from perdure.api.oidc import Provider
     from perdure.config import Settings
 
 OWNER = "owner"
@@ -27,7 +28,9 @@ CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 
 class Owners(Auth):
-    """Everything belongs to whoever made it."""
+    """Everything belongs to whoever made it. `provider`: whose tokens they are, if it is not keys."""
+
+    provider: Provider | None = None
 
 
 def auth_of(settings: Settings) -> Auth | None:
@@ -40,7 +43,10 @@ def auth_of(settings: Settings) -> Auth | None:
 
             if not settings.oidc_issuer or not settings.oidc_audience:
                 raise ConfigError("PERDURE_AUTH=oidc needs PERDURE_OIDC_ISSUER and PERDURE_OIDC_AUDIENCE")
-            return owners(Provider.of(settings).authenticate)
+            provider = Provider.of(settings)
+            auth = owners(provider.authenticate)
+            auth.provider = provider
+            return auth
         case "none":
             return None
 

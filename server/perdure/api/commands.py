@@ -30,6 +30,7 @@ from perdure.engine.errors import (
     QuestionNotFound,
     RunFinished,
     RunNotFound,
+    ThreadExists,
     ThreadNotFound,
 )
 
@@ -126,12 +127,17 @@ Done = tuple[dict[str, Any], int | None]
 
 
 async def run_start(gate: Gate, thread_id: UUID, params: dict[str, Any]) -> Done:
-    """Start a run; makes the thread if there is none."""
+    """Start a run; makes the thread if there is none. Of another user's it says what making it would say: taken."""
     if "multitaskStrategy" in params:
         params = {"multitask_strategy": params["multitaskStrategy"], **params}
     body = checked(schemas.RunCreate, {**params, "if_not_exists": "create"})
     new = await gate.starting(replace(new_run(body, gate.engine, None), protocol=True), thread_id)
-    run, seq = await protocol.start(gate.engine, thread_id, new)
+    try:
+        run, seq = await protocol.start(gate.engine, thread_id, new)
+    except ThreadNotFound as exc:
+        if new.if_not_exists == "create":
+            raise ThreadExists(f"Thread with ID {thread_id} already exists") from exc
+        raise  # the caller may make no threads: an id that nobody has says the same
     return {"run_id": run["run_id"]}, seq
 
 

@@ -16,7 +16,7 @@ from perdure.api.body import JsonRoute, any_json
 from perdure.api.context import EngineDep
 from perdure.api.fields import RunId, ThreadId
 from perdure.api.gate import GateDep, UpdateThread
-from perdure.engine import control, mailbox, runs
+from perdure.engine import control, finding, mailbox, runs
 
 router = APIRouter(tags=["control"], route_class=JsonRoute)
 
@@ -113,7 +113,7 @@ async def send_message(
 async def search_runs(given: RunSearch, engine: EngineDep, gate: GateDep) -> Response:
     """Find runs over all threads, newest first."""
     _, within = await gate.search("threads", given)
-    return Json(await control.search(engine, **given.model_dump(), within=within))
+    return Json(await finding.search(engine, **given.model_dump(), within=within))
 
 
 @router.post("/runs/bulk", response_model=Done)

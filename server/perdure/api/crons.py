@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, cast
+from uuid import UUID
 
 from fastapi import APIRouter, Response
 
@@ -41,7 +42,7 @@ def settled(body: schemas.CronOptions, engine: Engine) -> dict[str, Any]:
     return fields
 
 
-async def create(gate: Gate, thread_id: ThreadId | None, body: schemas.ThreadCronCreate) -> Response:
+async def create(gate: Gate, thread_id: ThreadId | None, body: schemas.ThreadCronCreate) -> dict[str, Any]:
     """A cron of the caller's; its runs will act for the caller."""
     payload = settled(body, gate.engine)
     if gate.auth is not None:
@@ -52,22 +53,21 @@ async def create(gate: Gate, thread_id: ThreadId | None, body: schemas.ThreadCro
     actor = await (gate.actor(None, run, makes=True) if thread_id is None else gate.acting(thread_id, run))
     own = {"schedule", "timezone", "end_time", "enabled", "on_run_completed", "metadata"}
     given = {name: value for name, value in payload.items() if name in own}
-    cron = await crons.create(
+    return await crons.create(
         gate.engine, thread_id, assistant=body.assistant_id, payload=payload, actor=actor, **given
     )
-    return Json(cron)
 
 
 @router.post("/runs/crons", response_model=records.Cron)
 async def create_cron(body: schemas.CronCreate, gate: GateDep) -> Response:
     """Start runs by the clock, each on a thread of its own."""
-    return await create(gate, None, body)
+    return Json(await create(gate, None, body))
 
 
 @router.post("/threads/{thread_id}/runs/crons", response_model=records.Cron)
 async def create_thread_cron(thread_id: ThreadId, body: schemas.ThreadCronCreate, gate: GateDep) -> Response:
     """Start runs on a thread by the clock."""
-    return await create(gate, thread_id, body)
+    return Json(await create(gate, thread_id, body))
 
 
 @router.post("/runs/crons/search", response_model=list[records.FoundCron])
@@ -105,15 +105,20 @@ async def get_cron(cron_id: ReadCron, engine: EngineDep) -> Response:
 
 
 @router.patch("/runs/crons/{cron_id}", response_model=records.Cron)
-async def patch_cron(cron_id: CronId, body: schemas.CronPatch, engine: EngineDep, gate: GateDep) -> Response:
+async def patch_cron(cron_id: CronId, body: schemas.CronPatch, gate: GateDep) -> Response:
     """Change a cron: metadata is merged at the top level, everything else replaced."""
-    changes = settled(body, engine)
+    return Json(await change(gate, cron_id, body))
+
+
+async def change(gate: Gate, cron_id: UUID, body: schemas.CronPatch) -> dict[str, Any]:
+    """A cron of the caller's, changed. Raises CronNotFound, InvalidInput."""
+    changes = settled(body, gate.engine)
     metadata: dict[str, Any] = changes.get("metadata") or {}
     value: dict[str, Any] = {"payload": changes, "schedule": changes.get("schedule"), "metadata": metadata}
     within = await gate.cron("update", cron_id, value)
     if value["metadata"]:
         changes["metadata"] = kept(value["metadata"], within)
-    return Json(await crons.patch(engine, cron_id, changes))
+    return await crons.patch(gate.engine, cron_id, changes)
 
 
 @router.delete("/runs/crons/{cron_id}", status_code=204, response_class=Response)

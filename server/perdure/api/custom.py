@@ -31,8 +31,11 @@ DISABLED = {
     "disable_store": ("store",),
     "disable_mcp": ("mcp",),
     "disable_a2a": ("a2a",),
+    "disable_meta": ("meta", "metrics"),
+    "disable_ui": ("console",),
 }
-"""Switches of `http` and the routes, by their tag, that they take away."""
+"""Switches of `http` and the routes, by their tag, that they take away. `disable_meta` takes /docs and
+/openapi.json as well; `disable_webhooks` takes none: see `webhook.py`."""
 
 NEVER_PASSED = ("authorization", "cookie", "x-api-key")
 
@@ -43,10 +46,14 @@ def section(registry: Registry) -> dict[str, Any]:
     return cast("dict[str, Any]", http) if isinstance(http, dict) else {}
 
 
+def switched_off(registry: Registry, switch: str) -> bool:
+    """Whether `http` says so. Anything but `true` is no."""
+    return section(registry).get(switch) is True
+
+
 def disabled(registry: Registry) -> set[str]:
     """Tags of routes that are not served."""
-    http = section(registry)
-    return {tag for switch, tags in DISABLED.items() if http.get(switch) is True for tag in tags}
+    return {tag for switch, tags in DISABLED.items() if switched_off(registry, switch) for tag in tags}
 
 
 def configurable_header(registry: Registry) -> Callable[[str], bool]:

@@ -27,6 +27,7 @@ STATUS: dict[type[engine_errors.EngineError], int] = {
     engine_errors.NotFound: 404,
     engine_errors.Conflict: 409,
     engine_errors.Invalid: 422,
+    engine_errors.EmbeddingFailed: 424,
     engine_errors.EngineError: 400,
 }
 """The most specific class wins. InvalidInput carries its own status, 400 or 422. A handler that
@@ -112,5 +113,5 @@ class Guard:
             if scope["type"] != "http":
                 raise
             log.exception("request_failed", method=scope["method"], path=scope["path"], begun=started)
-            if not started:
+            if not started:  # else returning is what cuts the connection
                 await error(500, "Internal Server Error")(scope, receive, send)

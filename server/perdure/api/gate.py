@@ -30,7 +30,7 @@ from perdure.engine.access import Actor, Within
 from perdure.engine.core import Engine
 from perdure.engine.errors import AssistantNotFound, CronNotFound, Forbidden, ThreadNotFound
 from perdure.engine.jsonable import dumps
-from perdure.engine.runs import NewRun
+from perdure.engine.newrun import NewRun
 
 log = structlog.get_logger(__name__)
 

@@ -73,7 +73,15 @@ def read(request: Request) -> Call | None:
     return Call(ident, method, cast("dict[str, Any]", params or {}), "id" not in envelope)
 
 
-def id_of(request: Request) -> Id:
+def read_request(request: Request) -> Call:
+    """As `read`, where only requests make sense. Raises RpcError."""
+    asked = read(request)
+    if asked is None or asked.notification:
+        raise RpcError(INVALID_REQUEST, "id: must be a text or an integer")
+    return asked
+
+
+def _id_of(request: Request) -> Id:
     """The id to answer under, as far as the body has a usable one."""
     body: Any = request.scope.get(PARSED)
     ident: Any = cast("dict[str, Any]", body).get("id") if isinstance(body, dict) else None
@@ -91,9 +99,10 @@ def error_of(ident: Id, error: RpcError) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "id": ident, "error": shown}
 
 
-def refusal(ident: Id, error: RpcError) -> Json:
+def refusal(request: Request, exc: RpcError | EngineError) -> Json:
     """An error as a whole answer."""
-    body = error_of(ident, error)
+    error = as_rpc(exc)
+    body = error_of(_id_of(request), error)
     return Json(body if error.status < 400 else {**body, "detail": str(error)}, error.status)
 
 
@@ -101,8 +110,10 @@ def unknown_method(method: str, *, status: int = 200) -> RpcError:
     return RpcError(METHOD_NOT_FOUND, f"Unknown method {method[:MAX_METHOD_CHARS]!r}", status=status)
 
 
-def from_engine(exc: EngineError) -> RpcError:
+def as_rpc(exc: RpcError | EngineError) -> RpcError:
     """What the engine refuses is the fault of the params, whatever HTTP would call it; Forbidden stays a 403."""
+    if isinstance(exc, RpcError):
+        return exc
     if isinstance(exc, Forbidden):
         raise exc
     return RpcError(INVALID_PARAMS, str(exc))

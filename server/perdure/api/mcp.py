@@ -30,9 +30,8 @@ from perdure.api.jsonrpc import (
     INVALID_REQUEST,
     Call,
     RpcError,
+    as_rpc,
     error_of,
-    from_engine,
-    id_of,
     read,
     refusal,
     result_of,
@@ -43,7 +42,7 @@ from perdure.engine import assistants, events, interrupts, runs
 from perdure.engine.core import Engine
 from perdure.engine.errors import AssistantNotFound, EngineError, GraphNotFound, RunNotFound
 from perdure.engine.jsonable import dumps
-from perdure.engine.runs import NewRun
+from perdure.engine.newrun import NewRun
 
 router = APIRouter(route_class=JsonRoute, tags=["mcp"])
 
@@ -84,10 +83,8 @@ async def model_context_protocol(request: Request, engine: EngineDep, gate: Gate
         if asked.method == "tools/call":
             return await _call_tool(gate, asked, key, stateless)
         answer = await _answer(gate, asked, stateless)
-    except RpcError as exc:
-        return refusal(id_of(request), exc)
-    except EngineError as exc:
-        return refusal(id_of(request), from_engine(exc))
+    except (RpcError, EngineError) as exc:
+        return refusal(request, exc)
     return Json(result_of(asked.id, answer))
 
 
@@ -239,7 +236,7 @@ async def _call_tool(gate: Gate, asked: Call, key: str | None, stateless: bool) 
         except RunNotFound:
             answer = result_of(asked.id, {**_failed("The run was rolled back or deleted"), **extra})
         except EngineError as exc:
-            answer = error_of(asked.id, from_engine(exc))
+            answer = error_of(asked.id, as_rpc(exc))
         yield dumps(answer)
 
     headers = {"Content-Location": f"/threads/{run['thread_id']}/runs/{run['run_id']}"}

@@ -46,6 +46,7 @@ class Provider:
     _keys: dict[str | None, jwt.PyJWK] = field(default_factory=dict[str | None, jwt.PyJWK], init=False)
     _fetched_at: float | None = field(default=None, init=False)  # with success
     _tried_at: float | None = field(default=None, init=False)
+    _configuration: tuple[float, dict[str, Any]] | None = field(default=None, init=False)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     @classmethod
@@ -68,23 +69,7 @@ class Provider:
         token = bearer(request)
         if not token:
             raise _refused("This server wants a token in Authorization: Bearer")
-        try:
-            header = jwt.get_unverified_header(token)
-            if header.get("alg") not in self.algorithms:
-                raise _refused("The token's signature is of a kind that is not accepted")
-            key = await self._key(header.get("kid"))
-            claims = jwt.decode(
-                token,
-                key.key,
-                algorithms=[header["alg"]],
-                audience=self.audience,
-                issuer=self.issuer,
-                leeway=self.leeway_seconds,
-                options={"require": ["exp", "iss", "aud", self.claim]},
-            )
-        except (jwt.InvalidTokenError, jwt.InvalidKeyError, TypeError, ValueError) as exc:
-            # TypeError, ValueError: a key of another kind than the signature says
-            raise _refused(f"The token is not valid: {exc}") from exc
+        claims = await self.claims(token, audience=self.audience)
         identity: Any = claims[self.claim]
         if not isinstance(identity, str) or not identity:
             raise _refused(f"The token's {self.claim} must be a text")
@@ -97,6 +82,48 @@ class Provider:
             "permissions": permissions,
             "claims": claims,
         }
+
+    async def claims(self, token: str, *, audience: str) -> dict[str, Any]:
+        """What a token of the provider says that is meant for `audience`. Raises HTTPException, as `authenticate`."""
+        try:
+            header = jwt.get_unverified_header(token)
+            if header.get("alg") not in self.algorithms:
+                raise _refused("The token's signature is of a kind that is not accepted")
+            key = await self._key(header.get("kid"))
+            return jwt.decode(
+                token,
+                key.key,
+                algorithms=[header["alg"]],
+                audience=audience,
+                issuer=self.issuer,
+                leeway=self.leeway_seconds,
+                options={"require": ["exp", "iss", "aud", self.claim]},
+            )
+        except (jwt.InvalidTokenError, jwt.InvalidKeyError, TypeError, ValueError) as exc:
+            # TypeError, ValueError: a key of another kind than the signature says
+            raise _refused(f"The token is not valid: {exc}") from exc
+
+    async def configuration(self) -> dict[str, Any]:
+        """Where the provider's endpoints are, as it says itself; kept for an hour.
+
+        Raises HTTPException 503 if it cannot be had, or is another issuer's.
+        """
+        if self._configuration is None or time.monotonic() - self._configuration[0] > KEEP_SECONDS:
+            try:
+                async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS) as client:
+                    found = await _json(client, self._configuration_url)
+                if str(found["issuer"]).rstrip("/") != self.issuer.rstrip("/"):
+                    raise ValueError(f"it is the configuration of {found['issuer']!r}")
+            except (httpx.HTTPError, ValueError, KeyError, TypeError) as exc:
+                log.warning("configuration of the identity provider not fetched", issuer=self.issuer, error=repr(exc))
+                text = "The identity provider's configuration cannot be had; try again later"
+                raise Auth.exceptions.HTTPException(503, text) from exc
+            self._configuration = time.monotonic(), found
+        return self._configuration[1]
+
+    @property
+    def _configuration_url(self) -> str:
+        return f"{self.issuer.rstrip('/')}/.well-known/openid-configuration"
 
     async def _key(self, kid: Any) -> jwt.PyJWK:
         """The provider's key of that name; a token without one means the only key there is."""
@@ -127,8 +154,7 @@ class Provider:
         try:
             async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS) as client:
                 if self.jwks_url is None:
-                    place = f"{self.issuer.rstrip('/')}/.well-known/openid-configuration"
-                    self.jwks_url = str((await _json(client, place))["jwks_uri"])
+                    self.jwks_url = str((await _json(client, self._configuration_url))["jwks_uri"])
                 document = await _json(client, self.jwks_url)
             found = dict(_usable(document))
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as exc:

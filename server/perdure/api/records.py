@@ -148,6 +148,12 @@ class Step(BaseModel):
     until: datetime | None = None
     interrupt_id: str | None = None
     deadline: datetime | None = None
+    model: str | None = None
+    model_calls: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    first_token_seconds: float | None = None
+    cost: float | None = None
     value: Any = None
     question: Any = None
     truncated: bool = False

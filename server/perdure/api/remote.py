@@ -14,7 +14,7 @@ from perdure.api.body import JsonRoute
 from perdure.api.context import EngineDep
 from perdure.api.fields import RunId
 from perdure.api.gate import ReadThread, UpdateThread
-from perdure.engine import children, remote
+from perdure.engine import children, orphans, remote
 
 router = APIRouter(tags=["remote"], route_class=JsonRoute)
 
@@ -28,7 +28,7 @@ async def get_outcome(thread_id: ReadThread, run_id: RunId, engine: EngineDep) -
 @router.delete("/threads/{thread_id}/runs/{run_id}/outcome", status_code=202, response_class=Response)
 async def give_up_outcome(thread_id: UpdateThread, run_id: RunId, engine: EngineDep) -> Response:
     """Nobody waits for a run any more: cancel it, or withdraw what it asks. A run that has ended stays as it is."""
-    await children.abandon(engine, thread_id, run_id)
+    await orphans.abandon(engine, thread_id, run_id)
     return Response(status_code=202)
 
 

@@ -24,10 +24,10 @@ from perdure.api.gate import DeleteThread, Gate, GateDep, ReadThread, UpdateThre
 from perdure.api.schemas import RunCreate, StatelessRunCreate
 from perdure.api.sse import Gone, event_stream, position, run_frames, slow_json
 from perdure.api.webhook import check_webhook
-from perdure.engine import events, runs, stop
+from perdure.engine import events, finding, runs, stop
 from perdure.engine.core import Engine
 from perdure.engine.errors import GraphNotFound, InvalidInput, RunFinished, RunNotFound
-from perdure.engine.runs import NewRun
+from perdure.engine.newrun import NewRun
 
 router = APIRouter(route_class=JsonRoute, tags=["runs"])
 
@@ -229,7 +229,7 @@ async def list_runs(
     select: Annotated[list[fields.RunField], BeforeValidator(fields.one_or_list), Query()] = [],  # noqa: B006
 ) -> Response:
     """The runs of a thread, newest first; a `status` that does not exist matches nothing."""
-    rows = await runs.list_runs(engine, thread_id, status=status, limit=limit, offset=offset)
+    rows = await finding.list_runs(engine, thread_id, status=status, limit=limit, offset=offset)
     return Json(pick(rows, select))
 
 

@@ -12,20 +12,25 @@ from perdure.api import records
 from perdure.api.answers import Json, error
 from perdure.api.body import JsonRoute
 from perdure.api.context import EngineDep
+from perdure.api.custom import switched_off
 from perdure.engine import assistants
 from perdure.engine.core import Engine
 
 log = structlog.get_logger(__name__)
 
 router = APIRouter(route_class=JsonRoute, tags=["system"])
+meta = APIRouter(route_class=JsonRoute, tags=["meta"])
 
 
 @router.head("/ok", include_in_schema=False)
 @router.get("/ok", response_model=records.Ok, responses=records.UNREACHABLE)
 @router.get("/", response_model=records.Ok, include_in_schema=False)
 async def ok(engine: EngineDep, check_db: bool = False) -> Response:
-    """Alive; with `check_db` only if the database answers too, else 503."""
-    if check_db:
+    """Alive; with `check_db` only if the database answers too, else 503.
+
+    Not asked where `http.disable_meta` is set: then anybody may ask, and learns no more than that it is alive.
+    """
+    if check_db and not switched_off(engine.registry, "disable_meta"):
         try:
             await assistants.count(engine)  # any query will do
         except Exception:  # whatever the database or the network raises
@@ -45,7 +50,7 @@ def info_of(engine: Engine) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@router.get("/info", response_model=records.Info)
+@meta.get("/info", response_model=records.Info)
 async def info(engine: EngineDep) -> Response:
     """Version and abilities of this server."""
     return Json(info_of(engine))

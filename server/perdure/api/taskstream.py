@@ -16,7 +16,7 @@ import orjson
 from perdure.api.jsonrpc import Id, RpcError, error_of, result_of
 from perdure.api.sse import HEARTBEAT, closing
 from perdure.engine import a2a, events, tasks
-from perdure.engine.a2a import Version
+from perdure.engine.a2aparts import Version, text_of
 from perdure.engine.core import Engine
 from perdure.engine.errors import NotFound
 from perdure.engine.hub import Event
@@ -85,7 +85,7 @@ class _Text:
         """Whether to append, and what; None if the event adds no text."""
         chunk: Any = orjson.loads(event.data)[0]
         message = cast("dict[str, Any]", chunk) if isinstance(chunk, dict) else {}
-        piece = a2a.text_of(message)
+        piece = text_of(message)
         if not piece or message.get("type") not in ("AIMessageChunk", "ai"):
             return None
         speaker = str(message.get("id"))

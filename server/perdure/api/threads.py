@@ -76,7 +76,7 @@ async def create_thread(body: schemas.ThreadCreate, engine: EngineDep, gate: Gat
             return Json({**thread, "values": None, "detail": NO_GRAPH}, 201)
         try:
             await editing.replay(engine, thread["thread_id"], [step.given() for step in body.supersteps])
-        except Exception:
+        except Exception:  # it goes on to the client
             await threads.delete(engine, thread["thread_id"])  # a thread without its past is of no use
             raise
         thread = await threads.get(engine, thread["thread_id"])

@@ -1,7 +1,7 @@
 """The `perdure` command.
 
-`serve`, `worker`, `migrate`, `keys`, `doctor` and `demo` work on this machine; the others talk to a running server over
-HTTP (`--url`, PERDURE_URL). With `--json` a command prints one JSON value on stdout and nothing else.
+`serve`, `worker`, `migrate`, `keys`, `sql`, `doctor` and `demo` work on this machine; the others talk to a running
+server over HTTP (`--url`, PERDURE_URL). With `--json` a command prints one JSON value on stdout and nothing else.
 
 Exit codes: 0 done; 1 the run, or the command, failed; 2 wrong usage; 3 a person has to answer first;
 4 the server refused (unknown id, conflict, bad input); 5 the server or the database cannot be reached.
@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from perdure.cli import agents, approvals, demo, doctor, invoke, keys, runs, serve, threads, tour
+from perdure.cli import agents, approvals, demo, doctor, invoke, keys, runs, serve, sql, threads, tour
 
 app = typer.Typer(
     name="perdure",
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.command("serve")(serve.serve)
 app.command("worker")(serve.worker)
 app.command("migrate")(serve.migrate)
+app.command("sql")(sql.sql)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
 app.command("invoke")(invoke.invoke)

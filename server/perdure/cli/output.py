@@ -35,8 +35,15 @@ def print_json(value: Any) -> None:
     typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=str).decode())
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, empty: str) -> None:
-    """A table of `rows` with the given keys as columns; all keys with `as_json`."""
+def print_rows(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    *,
+    as_json: bool,
+    empty: str,
+    titles: Sequence[str] | None = None,
+) -> None:
+    """A table of `rows` with the given keys as columns, or under `titles` of their own; all keys with `as_json`."""
     if as_json:
         print_json(list(rows))
         return
@@ -44,8 +51,8 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_
         typer.echo(empty)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, no_wrap=column.endswith("_id") or column == "token", overflow="fold")
+    for column, title in zip(columns, titles or columns, strict=True):
+        table.add_column(Text(title), no_wrap=column.endswith("_id") or column == "token", overflow="fold")
     for row in rows:
         table.add_row(*(Text(shown(row.get(column))) for column in columns))
     console().print(table)

@@ -60,11 +60,11 @@ def migrate(as_json: JsonFlag = False) -> None:
     def work() -> list[str]:
         from perdure import app as wiring
         from perdure import logs
-        from perdure.engine import db
+        from perdure.engine import db, embedding
 
         logs.setup(settings)
         with wiring.database(settings) as dsn:
-            return db.migrate(dsn)
+            return db.migrate(dsn, dims=embedding.dims(settings.config))
 
     applied = guarded(work)
     if as_json:
@@ -111,7 +111,7 @@ def _run(settings: Settings, *, http: bool) -> None:
         guarded(lambda: wiring.run(settings, http=http, ready=_banner))
     except typer.Exit as exc:
         code = exc.exit_code
-    except Exception:
+    except Exception:  # the edge of the process: the log has it, the exit code says so
         log.exception("cannot start")
         code = 1
     wiring.leave(code)

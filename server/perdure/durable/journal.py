@@ -26,8 +26,8 @@ class Found(TypedDict):
     value: Any
     error: dict[str, Any] | None
     attempts: list[dict[str, Any]]
-    """`{"started_at": ISO 8601, "seconds": float, "error": {...}, "model": {...}}`, oldest first; the last two
-    at most."""
+    """`{"started_at": ISO 8601, "seconds": float, "error": {...}, "model": {...}, "undo": True}`, oldest
+    first; the last three where they apply: `undo` is a saga's."""
     next_at: float | None
     """Unix seconds before which a retrying step is not to be tried again."""
 

@@ -27,7 +27,7 @@ from perdure.durable.errors import TerminalError
 from perdure.durable.journal import Found, Journal, Place, Transaction, here, nested
 from perdure.durable.modelcalls import ModelCalls
 from perdure.durable.recorded import described, leave, revived
-from perdure.durable.suspend import pause, unfinished
+from perdure.durable.suspend import pause, undoing, unfinished
 from perdure.durable.transaction import CommitUnknown, Running, current, running
 
 log = structlog.get_logger(__name__)
@@ -167,7 +167,7 @@ async def _attempts(call: Call, row: _Row, effect_key: str) -> Any:
         await row.wait(row.next_at)
     while True:
         started, clock = datetime.now(UTC), time.monotonic()
-        attempt: dict[str, Any] = {"started_at": started.isoformat()}
+        attempt: dict[str, Any] = {"started_at": started.isoformat(), **({"undo": True} if undoing.get() else {})}
         current_attempt = Running(effect_key, row.transaction)
         seen = ModelCalls()
         try:

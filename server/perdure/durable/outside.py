@@ -2,6 +2,7 @@
 
 By name, as part of this process: the graphs that `langgraph dev` serves (it tells them in LANGSERVE_GRAPHS) or
 that a langgraph.json in the working directory names. On another server: one HTTP call. Nothing here is a row.
+There are no settings either, nobody has read any: this file asks the environment itself, at each call.
 """
 
 import asyncio

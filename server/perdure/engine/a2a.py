@@ -13,6 +13,7 @@ from uuid import UUID, uuid5
 import orjson
 
 from perdure.engine import push, tasks
+from perdure.engine.a2aparts import Version, data_part, file_parts, message_parts, parts_of, text_of, text_part
 from perdure.engine.errors import InvalidInput, RunNotFound
 from perdure.engine.jsonable import dumps
 from perdure.engine.tasks import Task
@@ -20,7 +21,6 @@ from perdure.engine.tasks import Task
 if TYPE_CHECKING:
     from perdure.engine.core import Engine
 
-Version = Literal["0.3", "1.0"]
 VERSIONS: tuple[Version, ...] = ("1.0", "0.3")
 MESSAGE_ID, TEXT_FIELD = "a2a_message_id", "a2a_text_field"  # in the metadata of a task's runs
 ANSWER = "answer"
@@ -60,36 +60,29 @@ def status(found: Task, version: Version) -> dict[str, Any]:
         shown["message"] = _message(found, found.open[0]["token"], "agent", parts, version)
     elif error and found.state in ("failed", "working"):
         text = f"{error.get('error')}: {error.get('message')}"
-        shown["message"] = _message(found, f"error {found.last['attempt']}", "agent", [_text(text, version)], version)
+        shown["message"] = _message(
+            found, f"error {found.last['attempt']}", "agent", [text_part(text, version)], version
+        )
     return shown
 
 
 def answer(found: Task, version: Version) -> dict[str, Any]:
-    """The artifact of a completed task: a text to read if there is one, and the output as data."""
+    """The artifact of a completed task: a text to read if there is one, files, and the output as data."""
     output: Any = orjson.loads(dumps(found.output))
     values: dict[str, Any] = cast("dict[str, Any]", output) if isinstance(output, dict) else {"result": output}
     given: Any = found.runs[0]["kwargs"].get("input")
     known: set[str] = set(cast("dict[str, Any]", given)) if isinstance(given, dict) else set()
     messages: Any = values.get("messages")
     rest = {name: value for name, value in values.items() if name != "messages"}
-    text = text_of(cast("list[Any]", messages)[-1]) if isinstance(messages, list) and messages else ""
-    if not text:
+    last: Any = cast("list[Any]", messages)[-1] if isinstance(messages, list) and messages else None
+    text, files = text_of(last), file_parts(last, version)
+    if not text and not files:
         texts = [value for name, value in rest.items() if name not in known and isinstance(value, str)]
         text = texts[0] if len(texts) == 1 else ""
-    parts = ([_text(text, version)] if text else []) + ([_data(rest, version)] if rest or not text else [])
+    parts = [*([text_part(text, version)] if text else []), *files]
+    if rest or not parts:
+        parts.append(data_part(rest, version))
     return {"artifactId": ANSWER, "name": ANSWER, "parts": parts}
-
-
-def text_of(message: Any) -> str:
-    """The text of a LangChain message in JSON, whichever form its content has."""
-    content: Any = cast("dict[str, Any]", message).get("content") if isinstance(message, dict) else None
-    if isinstance(content, str):
-        return content
-    blocks: list[Any] = cast("list[Any]", content) if isinstance(content, list) else []
-    texts = [
-        block if isinstance(block, str) else cast("dict[str, Any]", block).get("text") for block in blocks if block
-    ]
-    return "".join(text for text in texts if isinstance(text, str))
 
 
 def status_update(found: Task, version: Version, *, final: bool) -> dict[str, Any]:
@@ -107,7 +100,7 @@ def artifact_update(
 
 
 def text_artifact(text: str, version: Version) -> dict[str, Any]:
-    return {"artifactId": ANSWER, "name": ANSWER, "parts": [_text(text, version)]}
+    return {"artifactId": ANSWER, "name": ANSWER, "parts": [text_part(text, version)]}
 
 
 def wrapped(shown: dict[str, Any], version: Version) -> dict[str, Any]:
@@ -145,27 +138,13 @@ def _time(when: Any) -> str:
     return when.isoformat().replace("+00:00", "Z")
 
 
-def _text(text: str, version: Version) -> dict[str, Any]:
-    return {"text": text} if version == "1.0" else {"kind": "text", "text": text}
-
-
-def _data(value: Any, version: Version) -> dict[str, Any]:
-    if version == "1.0":
-        return {"data": value}
-    return {"kind": "data", "data": value if isinstance(value, dict) else {"value": value}}
-
-
-def _parts(value: Any, version: Version) -> list[dict[str, Any]]:
-    return [_text(value, version) if isinstance(value, str) else _data(value, version)]
-
-
 def _question(question: Any, version: Version) -> list[dict[str, Any]]:
     """What is asked, as text; what else a form would show, as data."""
     if not isinstance(question, dict):
-        return _parts(question, version)
+        return parts_of(question, version)
     asked = cast("dict[str, Any]", question)
     text = asked.get("question")
-    return ([_text(text, version)] if isinstance(text, str) else []) + [_data(asked, version)]
+    return ([text_part(text, version)] if isinstance(text, str) else []) + [data_part(asked, version)]
 
 
 def _message(
@@ -190,7 +169,7 @@ def _history(found: Task, version: Version) -> list[dict[str, Any]]:
             continue
         shown.append(_message(found, one["token"], "agent", _question(one["question"], version), version))
         if one["status"] in ("answered", "rejected"):
-            reply = _message(found, f"{one['token']} answer", "user", _parts(one["answer"], version), version)
+            reply = _message(found, f"{one['token']} answer", "user", parts_of(one["answer"], version), version)
             if given := _answered_with(found, one):
                 reply["messageId"] = given
             shown.append(reply)
@@ -209,7 +188,9 @@ def _request(run: dict[str, Any], version: Version) -> list[dict[str, Any]]:
     values: dict[str, Any] = dict(cast("dict[str, Any]", given)) if isinstance(given, dict) else {}
     field = run["metadata"].get(TEXT_FIELD)
     if not isinstance(field, str) or field not in values:
-        return _parts(given, version)
+        return parts_of(given, version)
     value = values.pop(field)
-    text = value if isinstance(value, str) else text_of(cast("list[Any]", value)[-1])
-    return [_text(text, version), *([_data(values, version)] if values else [])]
+    said = (
+        [text_part(value, version)] if isinstance(value, str) else message_parts(cast("list[Any]", value)[-1], version)
+    )
+    return [*said, *([data_part(values, version)] if values else [])]

@@ -1,9 +1,10 @@
 """Assistants: a graph with a configuration and a name. Tables `assistants` and `assistant_versions`.
 
-Every graph has a default assistant whose id follows from the graph's name. A change makes a new
-version, and any version can be made current again. `config.configurable` and `context` are two
-names for the same thing (the first is what nodes read from the config, the second what they read
-from the runtime): whoever gives one gets the other.
+Every graph has a default assistant whose id follows from the graph's name (`perdure.engine.defaults`
+makes it). A change makes a new version, and any version can be made current again
+(`perdure.engine.versions`). `config.configurable` and `context` are two names for the same thing (the
+first is what nodes read from the config, the second what they read from the runtime): whoever gives
+one gets the other.
 
 Records have the fields of the wire's assistant: assistant_id, graph_id, name, description, config,
 context, metadata, version, created_at, updated_at.
@@ -29,53 +30,6 @@ COLUMNS: LiteralString = (
 )
 THREADS_AT_ONCE = 200  # that one transaction deletes
 MAX_OFFSET = 2**62  # PostgreSQL counts rows in 64 bits; clients may send more
-
-ENSURE_DEFAULTS = """
-WITH new AS (
-    INSERT INTO assistants (assistant_id, graph_id, name, description, metadata)
-    SELECT d.assistant_id, d.graph_id, d.graph_id, d.description, '{"created_by": "system"}'
-      FROM unnest(%(ids)s::uuid[], %(graph_ids)s::text[], %(descriptions)s::text[])
-           AS d(assistant_id, graph_id, description)
-     ORDER BY 1   -- two servers starting at once take the same order, so neither waits for the other for ever
-    ON CONFLICT (assistant_id) DO NOTHING
-    RETURNING *
-)
-INSERT INTO assistant_versions (assistant_id, version, graph_id, name, description, config, context, metadata)
-SELECT assistant_id, version, graph_id, name, description, config, context, metadata FROM new
-"""
-
-REFRESH_DESCRIPTIONS = """
-WITH stale AS (
-    SELECT a.assistant_id, d.description
-      FROM assistants a
-      JOIN unnest(%(ids)s::uuid[], %(descriptions)s::text[]) AS d(assistant_id, description) USING (assistant_id)
-     WHERE a.version = 1 AND a.description IS DISTINCT FROM d.description
-     ORDER BY a.assistant_id   -- as above
-       FOR UPDATE OF a
-), refreshed AS (
-    UPDATE assistants a SET description = s.description FROM stale s WHERE a.assistant_id = s.assistant_id
-)
-UPDATE assistant_versions v SET description = s.description
-  FROM stale s WHERE v.assistant_id = s.assistant_id AND v.version = 1
-"""
-
-
-async def ensure_defaults(engine: Engine) -> None:
-    """Make the default assistant of each configured graph where it is missing.
-
-    One that nobody has changed is described as langgraph.json describes its graph today; others stay as they
-    are. Any number of processes may call it at once.
-    """
-    entries = list(engine.registry.graphs.values())
-    params = {
-        "ids": [engine.registry.default_assistant_id(e.graph_id) for e in entries],
-        "graph_ids": [e.graph_id for e in entries],
-        "descriptions": [e.description for e in entries],
-    }
-    async with engine.pool.connection() as conn:
-        await conn.execute(ENSURE_DEFAULTS, params)
-        await conn.execute(REFRESH_DESCRIPTIONS, params)
-
 
 CREATE: LiteralString = (
     """
@@ -145,7 +99,7 @@ async def _keep_version(conn: Conn, assistant_id: UUID) -> None:
 async def get(engine: Engine, assistant_id: UUID) -> dict[str, Any]:
     """Raises AssistantNotFound."""
     async with engine.pool.connection() as conn:
-        return await _get(conn, assistant_id)
+        return await get_in(conn, assistant_id)
 
 
 def defaults(engine: Engine) -> list[UUID]:
@@ -160,7 +114,7 @@ async def resolve(engine: Engine, conn: Conn, assistant: str, *, within: Within 
     GraphNotFound for any other text.
     """
     if assistant in engine.registry.graphs:
-        return await _get(conn, engine.registry.default_assistant_id(assistant))
+        return await get_in(conn, engine.registry.default_assistant_id(assistant))
     try:
         assistant_id = UUID(assistant)
     except ValueError:
@@ -168,7 +122,7 @@ async def resolve(engine: Engine, conn: Conn, assistant: str, *, within: Within 
         raise
     if assistant_id not in defaults(engine) and not await permitted(conn, assistant_id, within):
         raise _not_found(assistant_id)
-    return await _get(conn, assistant_id)
+    return await get_in(conn, assistant_id)
 
 
 PERMITTED = "SELECT 1 FROM assistants WHERE assistant_id = %(assistant_id)s AND metadata @> %(within)s"
@@ -185,7 +139,8 @@ async def permitted(conn: Conn, assistant_id: UUID, within: Within) -> bool:
 GET: LiteralString = "SELECT " + COLUMNS + " FROM assistants WHERE assistant_id = %(assistant_id)s"
 
 
-async def _get(conn: Conn, assistant_id: UUID) -> dict[str, Any]:
+async def get_in(conn: Conn, assistant_id: UUID) -> dict[str, Any]:
+    """As `get`, on the caller's connection."""
     row = await (await conn.execute(GET, {"assistant_id": assistant_id})).fetchone()
     if row is None:
         raise _not_found(assistant_id)
@@ -346,68 +301,6 @@ COUNT: LiteralString = "SELECT count(*) AS n" + MATCHING
 async def _count(conn: Conn, params: dict[str, Any]) -> int:
     row = await (await conn.execute(COUNT, params)).fetchone()
     return row["n"] if row else 0
-
-
-VERSIONS = """
-SELECT assistant_id, version, graph_id, name, description, config, context, metadata, created_at
-  FROM assistant_versions
- WHERE assistant_id = %(assistant_id)s AND metadata @> %(metadata)s
- ORDER BY version DESC
- LIMIT %(limit)s OFFSET %(offset)s
-"""
-
-
-async def versions(
-    engine: Engine,
-    assistant_id: UUID,
-    *,
-    limit: int = 10,
-    offset: int = 0,
-    metadata: dict[str, Any] | None = None,
-) -> list[dict[str, Any]]:
-    """Every version an assistant has had, newest first, without `updated_at`. Raises AssistantNotFound."""
-    params = {
-        "assistant_id": assistant_id,
-        "metadata": jsonb(metadata or {}),
-        "limit": limit,
-        "offset": min(offset, MAX_OFFSET),
-    }
-    async with engine.pool.connection() as conn:
-        rows = await (await conn.execute(VERSIONS, params)).fetchall()
-        if not rows:
-            await _get(conn, assistant_id)
-    return rows
-
-
-SET_LATEST: LiteralString = (
-    """
-UPDATE assistants
-   SET (graph_id, name, description, config, context, metadata, version, updated_at) = (
-       SELECT v.graph_id, v.name, v.description, v.config, v.context, v.metadata, v.version, now()
-         FROM assistant_versions v
-        WHERE v.assistant_id = %(assistant_id)s AND v.version = %(version)s)
- WHERE assistant_id = %(assistant_id)s
-   AND EXISTS (SELECT 1 FROM assistant_versions v
-                WHERE v.assistant_id = %(assistant_id)s AND v.version = %(version)s
-                  AND (%(within)s::jsonb IS NULL OR v.metadata @> %(within)s))
-RETURNING """
-    + COLUMNS
-)
-
-
-async def set_latest(engine: Engine, assistant_id: UUID, version: int, *, within: Within = None) -> dict[str, Any]:
-    """Make a version current: everything is as it was then. The next patch still takes the next free number.
-
-    Raises AssistantNotFound, for an unknown version too, and one whose metadata are not `within`.
-    """
-    async with engine.pool.connection() as conn:
-        params = {"assistant_id": assistant_id, "version": version}
-        params |= {"within": access.parameter(within)}
-        row = await (await conn.execute(SET_LATEST, params)).fetchone()
-        if row is None:
-            await _get(conn, assistant_id)
-            raise AssistantNotFound(f"Assistant with ID {assistant_id} has no version {version}")
-    return row
 
 
 def _filter(

@@ -30,11 +30,11 @@ from perdure.engine.failure import failure_of
 from perdure.engine.frames import Frames
 from perdure.engine.groupcommit import GroupCommit
 from perdure.engine.hub import Event, Hub
+from perdure.engine.journal import Journal
 from perdure.engine.pulse import Pulse
 from perdure.engine.queue import Claimed
 from perdure.engine.recording import Recording
 from perdure.engine.saver import FencedSaver
-from perdure.engine.steps import Journal
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine
@@ -57,9 +57,10 @@ class Workshop:
 class Attempt:
     """Executes one claimed run once. `stop` may be called at any time when the run is taken away."""
 
-    def __init__(self, shop: Workshop, run: Claimed) -> None:
+    def __init__(self, shop: Workshop, run: Claimed, *, worker: str = "") -> None:
         self.shop = shop
         self.run = run
+        self._worker = worker  # its name, told to whoever looks at the run
         self.lost = False
         self._broken: BaseException | None = None
         self._idle = False
@@ -111,7 +112,7 @@ class Attempt:
         if run.abandons_saga:
             return await self._give_way()
         self._recording.add(Frame.of("metadata", {"run_id": run.run_id, "attempt": run.attempt}))
-        running = {"event": "running", "graph_name": run.graph_id, "attempt": run.attempt}
+        running = {"event": "running", "graph_name": run.graph_id, "attempt": run.attempt, "worker": self._worker}
         self._recording.add(Frame.of("lifecycle", running))
         waits = stopped = False
         try:

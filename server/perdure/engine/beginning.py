@@ -16,7 +16,7 @@ from perdure.engine.access import USER_KEYS, Actor
 from perdure.engine.queue import Claimed
 
 if TYPE_CHECKING:
-    from perdure.engine.steps import Journal
+    from perdure.engine.journal import Journal
 
 JOURNAL = "__perdure_journal"  # where graph code finds the step journal in its config
 

@@ -21,10 +21,10 @@ import structlog
 from psycopg_pool import PoolTimeout
 
 from perdure import __version__
-from perdure.engine import remote
+from perdure.engine import tries
 from perdure.engine.jsonable import dumps
 from perdure.engine.registry import ConfigError
-from perdure.engine.remote import Due
+from perdure.engine.tries import Due
 from perdure.engine.urls import AddressRefused, GuardedTransport
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class Caller:
             async with asyncio.timeout(self._engine.settings.webhook_timeout_seconds):
                 said = await self._said(due)
         except asyncio.CancelledError:  # the worker stops: another one may go on at once
-            await remote.later(self._engine.pool, due, delay=0, problem="interrupted", plain=due.plain)
+            await tries.later(self._engine.pool, due, delay=0, problem="interrupted", plain=due.plain)
             raise
         except AddressRefused as exc:
             said = Ended("failed", error={"error": "AddressRefused", "message": str(exc)})
@@ -153,21 +153,21 @@ class Caller:
             if due.bound:
                 callback = due.callback_url if said.calls_back else None
                 delay = due.delay + (CALLED_INITIAL if callback else LOOK_INITIAL)
-                await remote.started(
+                await tries.started(
                     *(pool, due), thread_id=said.thread_id, run_id=said.run_id, callback_url=callback, delay=delay
                 )
             else:
-                await remote.settle(pool, due, "done", thread_id=said.thread_id, run_id=said.run_id)
+                await tries.settle(pool, due, "done", thread_id=said.thread_id, run_id=said.run_id)
             told.info("remote run started", remote_run_id=said.run_id, calls_back=said.calls_back, seconds=seconds)
         elif isinstance(said, Ended):
-            if await remote.settle(pool, due, said.status, output=said.output, error=said.error):
+            if await tries.settle(pool, due, said.status, output=said.output, error=said.error):
                 told.info("remote run ended", status=said.status, seconds=seconds)
         else:
             waits = (settings.retry_initial_seconds, settings.retry_cap_seconds)
             if due.status == "running" and not due.cancelling:
                 waits = (CALLED_INITIAL, CALLED_CAP) if due.callback_url else (LOOK_INITIAL, LOOK_CAP)
             delay = min(waits[1], waits[0] * 2.0 ** min(due.tries, 30)) if said.after is None else said.after
-            await remote.later(pool, due, delay=delay, problem=said.problem, plain=said.plain)
+            await tries.later(pool, due, delay=delay, problem=said.problem, plain=said.plain)
             if said.problem:
                 told.warning("remote call failed, will be tried again", error=said.problem, delay=delay)
 

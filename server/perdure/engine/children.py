@@ -1,6 +1,7 @@
 """Child runs: runs that a run starts with `agent()`, and who waits for them (table `child_waits`).
 
-Those on other servers stand in `perdure.engine.remote`; here their calls take the same ways.
+Those on other servers stand in `perdure.engine.remote`; here their calls take the same ways. Children
+that nobody waits for any more are cancelled by `perdure.engine.orphans`.
 
 A parent notes that it waits before it looks whether the child is done, and a child that ends
 wakes whoever has noted it, in the same transaction: neither can miss the other. A child that
@@ -9,28 +10,20 @@ asks a person is not done; the run that takes the answer goes on for it.
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
-
-import structlog
 
 from perdure.engine import remote
 from perdure.engine.access import Actor
 from perdure.engine.db import Conn
-from perdure.engine.errors import EngineError, InvalidInput, LeaseLost, RunNotFound, ThreadNotFound
+from perdure.engine.errors import InvalidInput, LeaseLost, RunNotFound
+from perdure.engine.newrun import NewRun
 from perdure.engine.wake import wake
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine
     from perdure.engine.queue import Claimed
-    from perdure.engine.stop import Action
 
-log = structlog.get_logger(__name__)
-
-GENERATIONS = 20  # of children of children that one call goes down; the next call does the rest
-CANCEL_SECONDS = 5.0  # for one child: reading its state may execute the author's graph factory
 MAX_CALLERS = 100  # of a child, one above the other, over all servers
 
 LINK = """
@@ -80,7 +73,7 @@ async def start(
             assistant = await assistants.resolve(engine, conn, agent, within=allowed)
         thread_id = session_thread(assistant["assistant_id"], key, actor.identity if actor else "")
         refuse_cycle(thread_id, waiting, agent, key)
-    new = runs.NewRun(
+    new = NewRun(
         assistant=agent,
         input=given,
         if_not_exists="create",
@@ -169,6 +162,17 @@ SELECT c.run_id, c.status, c.error,
  ORDER BY c.queue_no DESC LIMIT 1
 """
 
+
+async def last_run(conn: Conn, thread_id: UUID, run_id: UUID) -> dict[str, Any] | None:
+    """What decides about a child: its run_id, status, error, whether it is `asking`, and `dropped` as unanswerable."""
+    return await (await conn.execute(LOOK, {"thread_id": thread_id, "run_id": run_id})).fetchone()
+
+
+def final(run: dict[str, Any]) -> bool:
+    """Whether nothing more comes of what `last_run` has found."""
+    return run["status"] in ("error", "timeout", "interrupted") or (run["status"] == "success" and not run["asking"])
+
+
 # Who ends the child holds its thread: it either sees the note, or has ended before the next look. Both rows in
 # the order in which threads are deleted.
 NOTE = """
@@ -195,19 +199,19 @@ async def outcome(engine: Engine, parent: Claimed, child: dict[str, str]) -> dic
         return await remote.outcome(engine, parent, UUID(child["run_id"]))
     keys = {"thread_id": UUID(child["thread_id"]), "run_id": UUID(child["run_id"])}
     async with engine.pool.connection() as conn:
-        found = await (await conn.execute(LOOK, keys)).fetchone()
-        if found and not _final(found):
+        found = await last_run(conn, **keys)
+        if found and not final(found):
             note = {"parent_thread_id": parent.thread_id, "parent_run_id": parent.run_id, "fence": parent.fence}
             if await (await conn.execute(NOTE, {**keys, **note})).fetchone() is None:
                 raise LeaseLost(f"Run {parent.run_id} has another owner")
-            found = await (await conn.execute(LOOK, keys)).fetchone()
+            found = await last_run(conn, **keys)
     return await _told(engine, keys["thread_id"], found)
 
 
 async def look(engine: Engine, thread_id: UUID, run_id: UUID) -> dict[str, Any]:
     """As `outcome`, for a caller that is no run of this server and asks again by itself."""
     async with engine.pool.connection() as conn:
-        found = await (await conn.execute(LOOK, {"thread_id": thread_id, "run_id": run_id})).fetchone()
+        found = await last_run(conn, thread_id, run_id)
     return await _told(engine, thread_id, found)
 
 
@@ -216,7 +220,7 @@ async def _told(engine: Engine, thread_id: UUID, found: dict[str, Any] | None) -
 
     if found is None:
         return {"status": "gone", "output": None, "error": None}
-    if not _final(found):
+    if not final(found):
         return {"status": "running", "output": None, "error": None}
     if found["status"] == "success" and found["dropped"]:  # nobody can answer what it waits for any more
         return {"status": "cancelled", "output": None, "error": None}
@@ -228,70 +232,6 @@ async def _told(engine: Engine, thread_id: UUID, found: dict[str, Any] | None) -
         return {"status": "done", "output": output, "error": None}
     status = "cancelled" if found["status"] == "interrupted" else "failed"
     return {"status": status, "output": None, "error": found["error"]}
-
-
-def _final(run: dict[str, Any]) -> bool:
-    return run["status"] in ("error", "timeout", "interrupted") or (run["status"] == "success" and not run["asking"])
-
-
-async def cancel(engine: Engine, parent: Claimed, child: dict[str, str]) -> None:
-    """Cancel a child; one that has ended stays as it is. Raises LeaseLost."""
-    if "server" in child:
-        await remote.cancel(engine, parent, UUID(child["run_id"]))
-    else:
-        await abandon(engine, UUID(child["thread_id"]), UUID(child["run_id"]))
-
-
-async def abandon(engine: Engine, thread_id: UUID, run_id: UUID) -> None:
-    """Nobody waits for a child any more: cancel what executes it, and withdraw what it asks.
-
-    May be called any number of times, in any state of the child.
-    """
-    from perdure.engine import stop
-
-    async with engine.pool.connection() as conn:
-        found = await (await conn.execute(LOOK, {"thread_id": thread_id, "run_id": run_id})).fetchone()
-    if found is None or _final(found):
-        return
-    if found["status"] == "success":
-        await withdraw(engine, thread_id, found["run_id"])
-        return
-    with suppress(RunNotFound, ThreadNotFound):  # ended just now
-        await stop.cancel(engine, thread_id, found["run_id"])
-
-
-WITHDRAW = """
-UPDATE interrupts SET status = 'superseded'
- WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s AND status = 'open'
-RETURNING token
-"""
-UNASKED = """
-UPDATE threads SET interrupts = '{}', updated_at = now() WHERE thread_id = %(thread_id)s AND run_id IS NULL
-"""
-
-
-async def withdraw(engine: Engine, thread_id: UUID, run_id: UUID, *, undo: bool = True) -> bool:
-    """Close the questions that a run has asked: late answers are refused. One transaction; False: there are none.
-
-    A saga in which they were asked is undone, or (`undo` False) left as it is for good.
-    """
-    from perdure.engine import queue, stop, threads
-
-    async with engine.pool.connection() as conn, conn.transaction():
-        try:
-            thread = await threads.lock(conn, thread_id)
-        except ThreadNotFound:
-            return False
-        cursor = await conn.execute(WITHDRAW, {"thread_id": thread_id, "run_id": run_id})
-        if not await cursor.fetchall():
-            return False
-        await conn.execute(UNASKED, {"thread_id": thread_id})
-        if not undo:
-            await stop.give_up_sagas(conn, thread_id)
-        elif thread["run_id"] is None:  # else its owner is another run, which has begun
-            await stop.undo_abandoned(conn, thread_id)
-        await queue.promote(conn, thread_id)
-    return True
 
 
 WAITING = """
@@ -319,63 +259,3 @@ async def deleted(conn: Conn, thread_ids: list[UUID]) -> None:
     for row in await (await conn.execute(DELETED, {"ids": thread_ids})).fetchall():
         await wake(conn, row["parent_thread_id"], row["parent_run_id"])
     await remote.forget(conn, thread_ids)
-
-
-# A caller that is gone was rolled back, or deleted with its thread.
-ORPHANS = """
-SELECT c.thread_id, c.run_id, CASE WHEN p.run_id IS NULL THEN 'rollback' ELSE 'interrupt' END AS action,
-       coalesce(p.cancelling = 'kill', false) AS killed
-  FROM runs c LEFT JOIN runs p ON p.thread_id = c.parent_thread_id AND p.run_id = c.parent_run_id
- WHERE c.bound AND (c.cancelling IS NULL OR p.cancelling = 'kill')
-   AND c.status IN ('pending', 'running', 'suspended', 'paused')
-   AND (p.run_id IS NULL OR p.status = 'interrupted' OR p.cancelling IS NOT NULL)
- ORDER BY c.thread_id LIMIT 100
-"""
-ASKING_ORPHANS = """
-SELECT DISTINCT i.thread_id, i.run_id, coalesce(p.cancelling = 'kill', false) AS killed
-  FROM interrupts i JOIN runs c ON c.thread_id = i.thread_id AND c.run_id = i.run_id
-       LEFT JOIN runs p ON p.thread_id = c.parent_thread_id AND p.run_id = c.parent_run_id
- WHERE i.status = 'open' AND c.bound AND c.status = 'success'
-   AND (p.run_id IS NULL OR p.status = 'interrupted' OR p.cancelling IS NOT NULL)
- LIMIT 100
-"""
-
-
-async def cancel_orphans(engine: Engine) -> int:
-    """Cancel the children of runs that were cancelled or deleted, each in its own transaction; how many.
-
-    Children of a killed run are killed; those that ask a person ask no more. A crash in the middle
-    leaves the rest for the next call; any number of processes may call it.
-    """
-    count = 0
-    for _ in range(GENERATIONS):
-        done = await _cancel_generation(engine)
-        count += done
-        if not done:
-            break
-    async with engine.pool.connection() as conn:
-        asking = await (await conn.execute(ASKING_ORPHANS)).fetchall()
-        count += await remote.cancel_orphans(conn)
-    for row in asking:
-        count += await withdraw(engine, row["thread_id"], row["run_id"], undo=not row["killed"])
-    return count
-
-
-async def _cancel_generation(engine: Engine) -> int:
-    from perdure.engine import stop
-
-    async with engine.pool.connection() as conn:
-        rows = await (await conn.execute(ORPHANS)).fetchall()
-    done = 0
-    for row in rows:
-        action: Action = row["action"]
-        try:
-            async with asyncio.timeout(CANCEL_SECONDS):
-                await stop.cancel_alone(engine, row["thread_id"], row["run_id"], action, compensate=not row["killed"])
-        except (RunNotFound, ThreadNotFound):
-            continue  # ended just now
-        except (EngineError, TimeoutError) as exc:
-            log.warning("child not cancelled, will be tried again", run_id=str(row["run_id"]), error=str(exc))
-            continue
-        done += 1
-    return done

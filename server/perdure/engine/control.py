@@ -1,4 +1,4 @@
-"""What a person does to a run: pause, resume, retry now, restart, kill; and finding runs over all threads.
+"""What a person does to a run: pause, resume, retry now, restart, kill.
 
 Each is one transaction that locks the thread first, as everywhere. A run in a state that does
 not allow it is left alone (RunFinished).
@@ -6,14 +6,14 @@ not allow it is left alone (RunFinished).
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Literal, LiteralString
 from uuid import UUID
 
-from perdure.engine import access, events, queue, runs, stop, threads
+from perdure.engine import events, finding, queue, runs, stop, threads
 from perdure.engine.access import Actor, Within
-from perdure.engine.db import Conn, jsonb
-from perdure.engine.errors import EngineError, RunFinished, RunNotFound
+from perdure.engine.db import jsonb
+from perdure.engine.errors import EngineError, RunFinished
 from perdure.engine.wake import NOTIFY_WORK
 
 if TYPE_CHECKING:
@@ -137,68 +137,19 @@ def _forbidden(run: dict[str, Any], word: str) -> RunFinished:
     return RunFinished(f"Run {run['run_id']} is {status}: it cannot be {word}")
 
 
-FIND: LiteralString = (
-    "SELECT graph_id AS agent, started_at, ended_at, "
-    + runs.COLUMNS
-    + """ FROM runs
- WHERE (%(status)s::text[] IS NULL OR status = ANY(%(status)s))
-   AND (%(agent)s::text IS NULL OR graph_id = %(agent)s)
-   AND (%(thread_id)s::uuid IS NULL OR thread_id = %(thread_id)s)
-   AND (%(since)s::timestamptz IS NULL OR created_at >= %(since)s)
-   AND (%(until)s::timestamptz IS NULL OR created_at < %(until)s)
-   AND (%(error)s::text IS NULL OR error ->> 'error' || ': ' || (error ->> 'message') ILIKE %(error)s)
-   AND (%(before)s::bigint IS NULL OR queue_no < %(before)s)
-   AND """
-    + runs.PERMITTED
-    + """
- ORDER BY queue_no DESC LIMIT %(limit)s"""
-)
-NUMBER: LiteralString = "SELECT queue_no FROM runs WHERE run_id = %(run_id)s AND " + runs.PERMITTED
-
-
-async def search(
-    engine: Engine,
-    *,
-    status: list[str] | None = None,
-    agent: str | None = None,
-    thread_id: UUID | None = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
-    error: str | None = None,
-    cursor: UUID | None = None,
-    limit: int = 100,
-    within: Within = None,
-) -> list[dict[str, Any]]:
-    """Runs over all threads, newest first; `cursor` is the id of the last run of the page before.
-
-    `error` is a part of `Class: text`. Raises RunNotFound for an unknown cursor.
-    """
-    params = {"status": status, "agent": agent, "thread_id": thread_id, "since": since, "until": until}
-    params |= {"error": _like(error) if error else None, "limit": limit, "within": access.parameter(within)}
-    async with engine.pool.connection() as conn:
-        before = await _number(conn, cursor, within) if cursor else None
-        rows = await (await conn.execute(FIND, {**params, "before": before})).fetchall()
-    return [runs.record(row) for row in rows]
-
-
-async def _number(conn: Conn, run_id: UUID, within: Within) -> int:
-    row = await (await conn.execute(NUMBER, {"run_id": run_id, "within": access.parameter(within)})).fetchone()
-    if row is None:
-        raise RunNotFound(f"Run with ID {run_id} not found")
-    return row["queue_no"]
-
-
-def _like(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    return f"%{escaped}%"
-
-
 async def bulk(engine: Engine, command: Command, run_ids: list[UUID], *, within: Within = None) -> dict[str, int]:
     """Do one thing to many runs, each in its own transaction; how many were done and how many could not be."""
-    done = 0
+    errors = [error async for error in each(engine, command, run_ids, within=within)]
+    return {"done": errors.count(None), "failed": len(errors) - errors.count(None)}
+
+
+async def each(
+    engine: Engine, command: Command, run_ids: list[UUID], *, within: Within = None
+) -> AsyncIterator[EngineError | None]:
+    """As `bulk`: for one run after the other why it was not done, or None."""
     for run_id in run_ids:
         try:
-            thread_id = await runs.thread_of(engine, run_id, within=within)
+            thread_id = await finding.thread_of(engine, run_id, within=within)
             if command == "cancel":
                 await stop.cancel(engine, thread_id, run_id)
             elif command == "delete":
@@ -207,7 +158,7 @@ async def bulk(engine: Engine, command: Command, run_ids: list[UUID], *, within:
                 await {"kill": kill, "pause": pause, "resume": resume, "retry": retry}[command](
                     engine, thread_id, run_id
                 )
-        except EngineError:
-            continue  # counted as not done
-        done += 1
-    return {"done": done, "failed": len(run_ids) - done}
+        except EngineError as exc:
+            yield exc
+        else:
+            yield None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
-from perdure.engine import assistants, metrics
+from perdure.engine import defaults, metrics
 from perdure.engine.db import Pool, open_pool
 from perdure.engine.hub import Hub
 from perdure.engine.registry import Registry
@@ -63,7 +63,7 @@ class Engine:
             if background:
                 yield engine
                 return
-            await assistants.ensure_defaults(engine)
+            await defaults.ensure_defaults(engine)
             listener = asyncio.create_task(
                 listen(dsn, {"perdure_events": engine._heard}, missed=engine.hub.poke_all), name="listen"
             )

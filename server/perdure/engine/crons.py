@@ -1,43 +1,27 @@
-"""Crons: runs that the clock starts. Table `crons`.
-
-Any number of sweepers may fire; each tick starts one run. One transaction takes the cron's row,
-creates the run as any other run is created, and moves `next_run_at` on: a crash leaves both or
-neither. Time is the database's.
-
-Ticks that are missed while no worker lives are not made up one by one: the newest of them is
-fired when a worker is there again, then the cron goes on with the next one.
+"""Crons: runs that the clock starts. Table `crons`; `perdure.engine.ticks` starts what is due.
 
 Records have the fields of the wire's cron: cron_id, assistant_id, thread_id, user_id, end_time,
 schedule, timezone, payload, next_run_date, metadata, on_run_completed, enabled, created_at, updated_at;
-and `error`, why the last tick has started no run. Such a tick is not tried again: the next one comes by the
-schedule.
+and `error`, why the last tick has started no run.
 """
 
 from __future__ import annotations
 
-import time
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, LiteralString
 from uuid import UUID, uuid4
 
-import psycopg
-import structlog
 from psycopg import sql
 from psycopg.errors import ForeignKeyViolation
 
-from perdure.engine import access, assistants, runs, threads
+from perdure.engine import access, assistants, threads
 from perdure.engine.access import Actor, Within
 from perdure.engine.db import Conn, jsonb
-from perdure.engine.errors import CronNotFound, EngineError, InvalidInput, ThreadNotFound
-from perdure.engine.hub import Event
+from perdure.engine.errors import CronNotFound, InvalidInput, ThreadNotFound
 from perdure.engine.schedule import next_tick
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine
-
-log = structlog.get_logger(__name__)
-
-SECONDS_PER_SWEEP = 0.5  # the sweeper has other duties; what is left is due again in its next round
 
 COLUMNS: LiteralString = (
     "cron_id, assistant_id, thread_id, user_id, end_time, schedule, timezone, payload, next_run_at AS next_run_date, "
@@ -109,7 +93,7 @@ async def create(
                 "on_run_completed": None if thread_id else on_run_completed,
                 "metadata": jsonb(metadata or {}),
                 "payload": jsonb(_named(payload, cron_id)),
-                "next_run_at": _next(schedule, timezone, end_time, now["now"]),
+                "next_run_at": next_tick(schedule, timezone, now["now"], until=end_time),
             }
             row = await (await conn.execute(CREATE, params)).fetchone()
     except ForeignKeyViolation as exc:  # deleted just now
@@ -123,12 +107,6 @@ def _named(payload: dict[str, Any], cron_id: UUID) -> dict[str, Any]:
     config: dict[str, Any] = payload.get("config") or {}
     configurable: dict[str, Any] = {**config.get("configurable", {}), "cron_id": str(cron_id)}
     return {**payload, "config": {**config, "configurable": configurable}}
-
-
-def _next(schedule: str, timezone: str | None, end_time: datetime | None, after: datetime) -> datetime | None:
-    """The next tick, None if it does not come before the end."""
-    tick = next_tick(schedule, timezone, after)
-    return None if tick is None or (end_time is not None and tick >= end_time) else tick
 
 
 PERMITTED = "SELECT 1 FROM crons WHERE cron_id = %(cron_id)s AND metadata @> %(within)s"
@@ -189,7 +167,7 @@ async def patch(engine: Engine, cron_id: UUID, changes: dict[str, Any]) -> dict[
         payload = _changed(old["payload"], {**changes, "metadata": metadata} if metadata else changes)
         due = old["next_run_date"]
         if TIMING & changes.keys() or not old["enabled"] or due is None or due > old["now"]:
-            due = _next(new["schedule"], new["timezone"], new["end_time"], old["now"])
+            due = next_tick(new["schedule"], new["timezone"], old["now"], until=new["end_time"])
         new |= {"metadata": jsonb(metadata), "payload": jsonb(_named(payload, cron_id)), "next_run_date": due}
         row = await (await conn.execute(PATCH, new)).fetchone()
     return _found(row, cron_id)
@@ -301,109 +279,21 @@ def _filter(
     return {**filters, "metadata": jsonb(metadata or {}), "within": access.parameter(within)}
 
 
-# The row stays locked until its tick is dealt with; who comes second finds it moved on.
-NEXT_DUE: LiteralString = (
-    "SELECT "
-    + COLUMNS
-    + """, actor, now() AS now FROM crons
- WHERE enabled AND next_run_at <= now() AND (next_run_at, cron_id) > (%(at)s, %(cron_id)s)
- ORDER BY next_run_at, cron_id LIMIT 1
-   FOR UPDATE SKIP LOCKED"""
-)
-MOVE_ON = "UPDATE crons SET next_run_at = %(next_run_at)s, error = %(error)s WHERE cron_id = %(cron_id)s"
-GIVE_UP_TICK = """
-UPDATE crons SET next_run_at = %(next_run_at)s, error = %(error)s
- WHERE cron_id = %(cron_id)s AND next_run_at = %(due)s  -- nobody has moved it on meanwhile
+RUNS = """
+SELECT r.thread_id, r.run_id, r.graph_id AS agent, r.status, r.created_at, r.started_at, r.ended_at,
+       extract(epoch FROM coalesce(r.ended_at, now()) - r.created_at)::float8 AS seconds,
+       left(r.error ->> 'error' || ': ' || (r.error ->> 'message'), 300) AS error
+  FROM runs r
+ WHERE r.metadata ? 'cron_id' AND r.metadata ->> 'cron_id' = %(cron_id)s
+   AND (%(within)s::jsonb IS NULL
+        OR EXISTS (SELECT 1 FROM threads t WHERE t.thread_id = r.thread_id AND t.metadata @> %(within)s))
+ ORDER BY r.created_at DESC
+ LIMIT %(limit)s
 """
 
-# Whoever deletes a thread locks it before its crons, here it is the other way round: never wait for it.
-THREAD_IS_FREE = "SELECT thread_id FROM threads WHERE thread_id = %(thread_id)s FOR UPDATE SKIP LOCKED"
 
-
-async def fire_due(engine: Engine) -> int:
-    """Start the runs of the crons that are due, for about half a second a call; returns how many runs.
-
-    Each cron has a transaction of its own, so one that cannot be fired does not hold up the rest.
-    """
-    fired = 0
-    place: dict[str, Any] = {"at": datetime.min.replace(tzinfo=UTC), "cron_id": UUID(int=0)}
-    end = time.monotonic() + SECONDS_PER_SWEEP
-    looked = False
-    while not looked or time.monotonic() < end:
-        looked = True
-        cron = None
-        try:
-            async with engine.pool.connection() as conn, conn.transaction():
-                cron = await (await conn.execute(NEXT_DUE, place)).fetchone()
-                if cron is None:
-                    break
-                place = {"at": cron["next_run_date"], "cron_id": cron["cron_id"]}
-                started = await _fire(engine, conn, cron)
-        except psycopg.OperationalError:
-            raise
-        except Exception as exc:  # the edge of a background loop; nothing was stored
-            if cron is None:
-                raise
-            log.exception("cron failed", cron_id=str(cron["cron_id"]))
-            await _give_up_tick(engine, cron, exc)
-            continue
-        if started is not None:
-            run, published = started
-            fired += 1
-            engine.hub.publish(run["thread_id"], published)
-            late = round((cron["now"] - cron["next_run_date"]).total_seconds(), 1)
-            ids = {name: str(run[name]) for name in ("thread_id", "run_id")}
-            log.info("cron fired", cron_id=str(cron["cron_id"]), **ids, seconds_late=late)
-    return fired
-
-
-async def _fire(engine: Engine, conn: Conn, cron: dict[str, Any]) -> tuple[dict[str, Any], list[Event]] | None:
-    """Deal with one tick, in the caller's transaction, which holds the cron's row."""
-    cron_id, thread_id, now = cron["cron_id"], cron["thread_id"], cron["now"]
-    if thread_id and not await (await conn.execute(THREAD_IS_FREE, {"thread_id": thread_id})).fetchone():
-        return None  # due again in the next round
-    started, error = None, None
-    if cron["end_time"] is None or cron["end_time"] > now:
-        try:
-            async with conn.transaction():
-                started = await runs.enqueue_in(engine, conn, thread_id, _run_of(cron))
-        except EngineError as exc:  # for instance: the thread is busy, and the cron says `reject`
-            ids = {"cron_id": str(cron_id), "thread_id": str(thread_id)}
-            log.warning("cron tick skipped", **ids, due=cron["next_run_date"].isoformat(), reason=str(exc))
-            error = _described(exc, now)
-    upcoming = _next(cron["schedule"], cron["timezone"], cron["end_time"], now)
-    await conn.execute(MOVE_ON, {"cron_id": cron_id, "next_run_at": upcoming, "error": error and jsonb(error)})
-    return started
-
-
-def _described(exc: Exception, at: datetime) -> dict[str, Any]:
-    return {"error": type(exc).__name__, "message": str(exc), "at": at.isoformat()}
-
-
-async def _give_up_tick(engine: Engine, cron: dict[str, Any], exc: Exception) -> None:
-    """Go on with the next tick, in a transaction of its own; a cron that has no next one any more rests."""
-    try:
-        upcoming = _next(cron["schedule"], cron["timezone"], cron["end_time"], cron["now"])
-    except EngineError:  # its time zone is gone
-        upcoming = None
-    params = {"cron_id": cron["cron_id"], "due": cron["next_run_date"], "next_run_at": upcoming}
+async def runs_of(engine: Engine, cron_id: UUID, *, limit: int = 20, within: Within = None) -> list[dict[str, Any]]:
+    """The newest runs that a cron has started, as far as they are there: many are deleted when they end."""
+    params = {"cron_id": str(cron_id), "limit": limit, "within": access.parameter(within)}
     async with engine.pool.connection() as conn:
-        await conn.execute(GIVE_UP_TICK, {**params, "error": jsonb(_described(exc, cron["now"]))})
-
-
-def _run_of(cron: dict[str, Any]) -> runs.NewRun:
-    """The run of one tick. `config.configurable` and `context` fill each other, as when a client starts a run."""
-    payload, cron_id = cron["payload"], str(cron["cron_id"])
-    config: dict[str, Any] = payload["config"]
-    context: dict[str, Any] = payload.get("context") or {}
-    configurable: dict[str, Any] = {**config["configurable"], **context, "cron_id": cron_id}
-    authors = {key: value for key, value in configurable.items() if key != "cron_id"}
-    return runs.NewRun(
-        assistant=str(cron["assistant_id"]),
-        metadata={**cron["metadata"], "cron_id": cron_id},
-        config={**config, "configurable": configurable},
-        context=context or authors or None,
-        on_completion=cron["on_run_completed"] or "delete",
-        actor=Actor.of(cron["actor"]),
-        **{name: payload[name] for name in RUN_OPTIONS if name in payload},
-    )
+        return await (await conn.execute(RUNS, params)).fetchall()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any, LiteralString, TypeAlias, cast
 
@@ -19,7 +20,7 @@ from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.store.postgres import PostgresStore
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow, dict_row
-from psycopg.types.json import Jsonb
+from psycopg.types.json import Json, Jsonb
 from psycopg_pool import AsyncConnectionPool
 
 from perdure.engine import meters
@@ -45,7 +46,7 @@ CREATE TABLE IF NOT EXISTS perdure_migrations (
 
 
 class MigrationError(Exception):
-    """The database has been migrated by another, incompatible version."""
+    """The database cannot become what this version, or langgraph.json, asks for; the text says what to do."""
 
 
 async def open_pool(dsn: str, *, size: int, name: str, short_locks: bool = False) -> Pool:
@@ -78,6 +79,11 @@ async def connect(dsn: str) -> Conn:
     return cast(Conn, await AsyncConnection.connect(dsn, **CONNECT))
 
 
+def plain_json(value: Any) -> Json:
+    """A JSON parameter for anything, which the database keeps to the letter, NUL too."""
+    return Json(value, dumps=lambda given: dumps(given).decode())
+
+
 def jsonb(value: Any) -> Jsonb:
     """A JSONB parameter for anything; characters that PostgreSQL cannot store (NUL) are dropped."""
     return Jsonb(value, dumps=storable)
@@ -97,13 +103,15 @@ def storable(value: Any) -> str:
     return text
 
 
-def migrate(dsn: str) -> list[str]:
+def migrate(dsn: str, *, dims: int | None = None) -> list[str]:
     """Bring the database up to date; returns the names of the migrations applied now.
 
     Each file of `engine/schema/` runs in a transaction of its own, under one advisory lock
     that LangGraph's own migrations share, so any number of processes may start at once.
+    With `dims` the store gets a table for vectors of so many numbers.
 
-    Raises MigrationError if a file that has been applied differs from the one shipped here.
+    Raises MigrationError if a file that has been applied differs from the one shipped here, if there is no
+    pgvector for the vectors, and if those that are there have another size.
     """
     with psycopg.Connection[DictRow].connect(dsn, autocommit=True, row_factory=dict_row) as conn:
         _lock(conn)
@@ -129,11 +137,47 @@ def migrate(dsn: str) -> list[str]:
                 new.append(name)
             PostgresSaver(conn).setup()
             PostgresStore(conn).setup()
+            if dims is not None:
+                _make_vectors(conn, dims)
         finally:
             conn.execute("SELECT pg_advisory_unlock(%(lock)s)", {"lock": MIGRATION_LOCK})
     if new:
         log.info("migrated", applied=new)
     return new
+
+
+class _Vectors(PostgresStore):
+    """Makes LangGraph's extension and table, not its index over all vectors: see `vectors.py`."""
+
+    VECTOR_MIGRATIONS = PostgresStore.VECTOR_MIGRATIONS[:2]
+
+
+def _make_vectors(conn: psycopg.Connection[DictRow], dims: int) -> None:
+    if not conn.execute("SELECT 1 FROM pg_available_extensions WHERE name = 'vector'").fetchone():
+        raise MigrationError(
+            "store.index in langgraph.json needs the PostgreSQL extension pgvector, which this database server does "
+            "not have: install it there, or take store.index out"
+        )
+    try:
+        _Vectors(conn, index={"dims": dims, "embed": _no_embedding}).setup()
+    except psycopg.errors.InsufficientPrivilege as exc:
+        raise MigrationError(
+            "store.index in langgraph.json needs the PostgreSQL extension pgvector: let an administrator of the "
+            "database execute CREATE EXTENSION vector"
+        ) from exc
+    there = conn.execute(
+        "SELECT atttypmod FROM pg_attribute WHERE attrelid = 'store_vectors'::regclass AND attname = 'embedding'"
+    ).fetchone()
+    if there and there["atttypmod"] != dims:
+        raise MigrationError(
+            f"store.index.dims in langgraph.json is {dims}, but the vectors in the database have "
+            f"{there['atttypmod']} numbers: put the old number back, or execute DROP TABLE store_vectors, "
+            "vector_migrations and write the items again"
+        )
+
+
+def _no_embedding(texts: Sequence[str]) -> list[list[float]]:
+    raise NotImplementedError  # migrations embed nothing
 
 
 def _lock(conn: psycopg.Connection[DictRow]) -> None:
@@ -155,3 +199,11 @@ def _lock(conn: psycopg.Connection[DictRow]) -> None:
 def _files() -> list[tuple[str, str]]:
     folder = resources.files("perdure.engine") / "schema"
     return sorted((f.name, f.read_text(encoding="utf-8")) for f in folder.iterdir() if f.name.endswith(".sql"))
+
+
+APPLIED = "SELECT name, checksum, applied_at FROM perdure_migrations ORDER BY name"
+
+
+async def applied(conn: Conn) -> list[dict[str, Any]]:
+    """The migrations of ours that the database has, in their order."""
+    return await (await conn.execute(APPLIED)).fetchall()

@@ -17,6 +17,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import httpx
@@ -27,7 +28,7 @@ from standardwebhooks import Webhook
 
 from perdure import __version__
 from perdure.config import fill_template
-from perdure.engine import a2a, remote, state, webhooks
+from perdure.engine import a2a, state, tries, webhooks
 from perdure.engine.calling import Caller, server_keys
 from perdure.engine.core import Engine
 from perdure.engine.errors import InvalidInput, ThreadNotFound
@@ -102,19 +103,15 @@ class Deliveries(threading.Thread):
             hooks = Outbox(
                 "webhooks",
                 host_slots=webhooks.HOST_SLOTS,
-                claim=lambda limit, busy: webhooks.claim(
-                    engine.pool, limit=limit, busy=busy, lease_seconds=lease_seconds
-                ),
-                next_due=lambda busy: webhooks.next_due(engine.pool, busy=busy),
+                claim=partial(webhooks.claim, engine.pool, lease_seconds=lease_seconds),
+                next_due=partial(webhooks.next_due, engine.pool),
                 send=sender.deliver,
             )
             calls = Outbox(
                 "remote calls",
-                host_slots=remote.HOST_SLOTS,
-                claim=lambda limit, busy: remote.claim(
-                    engine.pool, limit=limit, busy=busy, lease_seconds=lease_seconds
-                ),
-                next_due=lambda busy: remote.next_due(engine.pool, busy=busy),
+                host_slots=tries.HOST_SLOTS,
+                claim=partial(tries.claim, engine.pool, lease_seconds=lease_seconds),
+                next_due=partial(tries.next_due, engine.pool),
                 send=caller.speak,
             )
             self._outboxes = [hooks, calls]

@@ -2,11 +2,12 @@
 
     EngineError
     ├── NotFound        ThreadNotFound RunNotFound AssistantNotFound GraphNotFound
-    │                   QuestionNotFound CheckpointNotFound CronNotFound
+    │                   QuestionNotFound CheckpointNotFound CronNotFound QueryNotFound
     ├── Forbidden
     ├── Conflict        ThreadExists AssistantExists ThreadBusy RunRejected RunFinished
-    │                   QuestionClosed
-    └── Invalid         InvalidInput IdempotencyMismatch
+    │                   QuestionClosed SqlOff
+    ├── Invalid         InvalidInput IdempotencyMismatch
+    └── EmbeddingFailed
 
 `StorageError`, `IdleTimeout` and `StepMismatch` end an attempt. `LeaseLost` is control flow, not an error:
 author code must not swallow it, so it is a BaseException.
@@ -18,7 +19,7 @@ from __future__ import annotations
 class EngineError(Exception):
     """A request that the engine refuses; the text is meant for a person."""
 
-    retryable = False
+    retryable: bool | None = False
 
 
 class NotFound(EngineError):
@@ -53,6 +54,10 @@ class CronNotFound(NotFound):
     """No cron has that id."""
 
 
+class QueryNotFound(NotFound):
+    """No saved query has that name."""
+
+
 class Forbidden(EngineError):
     """Whoever asks may not do that, to anything."""
 
@@ -85,6 +90,10 @@ class QuestionClosed(Conflict):
     """The question is answered, superseded or timed out already."""
 
 
+class SqlOff(Conflict):
+    """There is no database role that SQL may be executed by; the text says what to set."""
+
+
 class Invalid(EngineError):
     """The request is malformed or makes no sense."""
 
@@ -100,6 +109,15 @@ class InvalidInput(Invalid):
 
 class IdempotencyMismatch(Invalid):
     """The Idempotency-Key was used before with another request."""
+
+
+class EmbeddingFailed(EngineError):
+    """The embedding model of the store did not answer, or not with the vectors that were asked for.
+
+    In a graph it is like any exception of an author's: retried in a step, the end of the run outside of one.
+    """
+
+    retryable = None
 
 
 class StepMismatch(Exception):

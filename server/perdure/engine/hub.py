@@ -75,6 +75,7 @@ class Hub:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._readers: dict[UUID, set[Subscription]] = {}
+        self._watchers: set[Subscription] = set()
 
     @contextmanager
     def subscribe(self, thread_id: UUID) -> Iterator[Subscription]:
@@ -88,6 +89,20 @@ class Hub:
             if not readers:
                 self._readers.pop(thread_id, None)
 
+    @contextmanager
+    def watch(self, thread_id: UUID | None = None) -> Iterator[Subscription]:
+        """Whether anything happens, on one thread or on any; such a reader is woken and handed no events."""
+        if thread_id is not None:
+            with self.subscribe(thread_id) as reader:
+                yield reader
+            return
+        reader = Subscription()
+        self._watchers.add(reader)
+        try:
+            yield reader
+        finally:
+            self._watchers.discard(reader)
+
     def publish(self, thread_id: UUID, events: list[Event]) -> None:
         """Hand committed events to the readers of this process."""
         try:
@@ -97,7 +112,7 @@ class Hub:
 
     def poke(self, thread_id: UUID) -> None:
         """There is something in the table for the readers of this thread."""
-        for reader in self._readers.get(thread_id, ()):
+        for reader in (*self._readers.get(thread_id, ()), *self._watchers):
             reader.poke()
 
     def poke_all(self) -> None:
@@ -105,7 +120,11 @@ class Hub:
         for readers in self._readers.values():
             for reader in readers:
                 reader.poke()
+        for reader in self._watchers:
+            reader.poke()
 
     def _put(self, thread_id: UUID, events: list[Event]) -> None:
         for reader in self._readers.get(thread_id, ()):
             reader.put(events)
+        for reader in self._watchers:
+            reader.poke()

@@ -15,7 +15,7 @@ from perdure.engine.errors import IdempotencyMismatch
 from perdure.engine.jsonable import dumps
 
 if TYPE_CHECKING:
-    from perdure.engine.runs import NewRun
+    from perdure.engine.newrun import NewRun
 
 CLAIM = """
 INSERT INTO idempotency_keys (key, request_hash, thread_id, run_id)

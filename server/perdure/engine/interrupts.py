@@ -32,6 +32,7 @@ from perdure.engine.errors import (
     RunNotFound,
     ThreadNotFound,
 )
+from perdure.engine.newrun import NewRun
 from perdure.engine.saver import Question
 
 if TYPE_CHECKING:
@@ -215,19 +216,16 @@ async def _by_token(engine: Engine, token: str, within: Within = None) -> dict[s
     return row
 
 
-SEARCH: LiteralString = (
-    "SELECT "
-    + RECORD
-    + """ FROM interrupts
- WHERE (%(status)s::text IS NULL OR status = %(status)s)
-   AND (%(agent)s::text IS NULL OR graph_id = %(agent)s)
-   AND (%(thread_id)s::uuid IS NULL OR thread_id = %(thread_id)s)
-   AND (%(within)s::jsonb IS NULL OR EXISTS (
-        SELECT 1 FROM threads t WHERE t.thread_id = interrupts.thread_id AND t.metadata @> %(within)s))
-   AND (%(before)s::timestamptz IS NULL OR (created_at, token) < (%(before)s, %(before_token)s))
- ORDER BY created_at DESC, token DESC
- LIMIT %(limit)s"""
-)
+# What is not asked for is left out: so each of these is a range of an index, however often it has been planned.
+FILTERS: dict[str, LiteralString] = {
+    "status": "status = %(status)s",
+    "agent": "graph_id = %(agent)s",
+    "thread_id": "thread_id = %(thread_id)s",
+    "within": "EXISTS (SELECT 1 FROM threads t WHERE t.thread_id = interrupts.thread_id AND t.metadata @> %(within)s)",
+    "before": "(created_at, token) < (%(before)s, %(before_token)s)",
+}
+SEARCH: LiteralString = "SELECT " + RECORD + " FROM interrupts WHERE "
+NEWEST: LiteralString = " ORDER BY created_at DESC, token DESC LIMIT %(limit)s"
 
 
 async def search(
@@ -247,10 +245,10 @@ async def search(
     """
     last = await _by_token(engine, cursor, within) if cursor else {"created_at": None, "token": None}
     params = {"status": status, "agent": agent, "thread_id": thread_id, "limit": limit}
-    params |= {"within": access.parameter(within)}
+    params |= {"within": access.parameter(within), "before": last["created_at"], "before_token": last["token"]}
+    wanted: list[LiteralString] = [part for name, part in FILTERS.items() if params[name] is not None]
     async with engine.pool.connection() as conn:
-        found = await conn.execute(SEARCH, {**params, "before": last["created_at"], "before_token": last["token"]})
-        rows = await found.fetchall()
+        rows = await (await conn.execute(SEARCH + " AND ".join(["true", *wanted]) + NEWEST, params)).fetchall()
     return await links.with_urls(engine, rows)
 
 
@@ -283,7 +281,7 @@ async def resolve(
     try:
         asker = await runs.get(engine, row["thread_id"], row["run_id"])
     except RunNotFound:  # deleted; its configuration went with it
-        answer = runs.NewRun(assistant=str(row["assistant_id"]), command=command)
+        answer = NewRun(assistant=str(row["assistant_id"]), command=command)
     else:
         answer = runs.again(asker, command=command)
     return await runs.enqueue(engine, row["thread_id"], answer, answered_as=status, by=by, token=token)

@@ -19,10 +19,13 @@ PREFIX = "prk_"
 FORM = re.compile(r"prk_[A-Za-z0-9_-]{43}")
 COLUMNS: LiteralString = "key_id, hint, name, owner, rate_limit, created_at, expires_at, revoked_at, last_used_at"
 
+# A key that was made with another one has at most what that one has: LEAST ignores NULL.
 CREATE: LiteralString = (
     """
 INSERT INTO api_keys (key_id, hash, hint, name, owner, rate_limit, expires_at)
-VALUES (%(key_id)s, %(hash)s, %(hint)s, %(name)s, %(owner)s, %(rate_limit)s, %(expires_at)s)
+SELECT %(key_id)s, %(hash)s, %(hint)s, %(name)s, %(owner)s,
+       least(%(rate_limit)s::integer, by.rate_limit), least(%(expires_at)s::timestamptz, by.expires_at)
+  FROM (SELECT 1) one LEFT JOIN api_keys by ON by.key_id = %(by)s
 RETURNING """
     + COLUMNS
 )
@@ -35,8 +38,12 @@ async def create(
     owner: str,
     rate_limit: int | None = None,
     expires_at: datetime | None = None,
+    by: UUID | None = None,
 ) -> dict[str, Any]:
-    """A new key, with its record; `key` is nowhere to be had again."""
+    """A new key, with its record; `key` is nowhere to be had again.
+
+    `by`: the key with which it is made; the new one lives no longer and may call no more often.
+    """
     key = PREFIX + secrets.token_urlsafe(32)
     params: dict[str, Any] = {
         "key_id": uuid4(),
@@ -46,6 +53,7 @@ async def create(
         "owner": owner,
         "rate_limit": rate_limit,
         "expires_at": expires_at,
+        "by": by,
     }
     row = await (await conn.execute(CREATE, params)).fetchone()
     assert row is not None
@@ -75,25 +83,55 @@ async def find(pool: Pool, key: str) -> dict[str, Any] | None:
         return await (await conn.execute(FIND, {"hash": _hash(key)})).fetchone()
 
 
-LIST: LiteralString = "SELECT " + COLUMNS + " FROM api_keys ORDER BY created_at DESC, key_id"
+LIST: LiteralString = (
+    "SELECT "
+    + COLUMNS
+    + """ FROM api_keys
+ WHERE (%(owner)s::text IS NULL OR owner = %(owner)s)
+   AND (%(after)s::uuid IS NULL
+        OR (created_at, key_id) < (SELECT created_at, key_id FROM api_keys WHERE key_id = %(after)s))
+ ORDER BY created_at DESC, key_id DESC
+ LIMIT %(limit)s  -- NULL: no limit"""
+)
 
 
-async def list_keys(conn: Conn) -> list[dict[str, Any]]:
-    """All keys that were ever made, newest first; without the keys themselves."""
-    return await (await conn.execute(LIST)).fetchall()
+async def list_keys(
+    conn: Conn, *, owner: str | None = None, after: UUID | None = None, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """The keys that were ever made, of one owner or (None) of all, newest first; without the keys themselves.
+
+    `after`: the last one of the page before.
+    """
+    return await (await conn.execute(LIST, {"owner": owner, "after": after, "limit": limit})).fetchall()
+
+
+VALID = """
+SELECT count(*) AS n FROM api_keys
+ WHERE owner = %(owner)s AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
+"""
+
+
+async def count_valid(conn: Conn, owner: str) -> int:
+    """How many keys of an owner open something now."""
+    row = await (await conn.execute(VALID, {"owner": owner})).fetchone()
+    return row["n"] if row else 0
 
 
 REVOKE: LiteralString = (
     """
 UPDATE api_keys SET revoked_at = now()
- WHERE revoked_at IS NULL AND key_id = %(key_id)s RETURNING """
+ WHERE revoked_at IS NULL AND key_id = %(key_id)s AND (%(owner)s::text IS NULL OR owner = %(owner)s)
+RETURNING """
     + COLUMNS
 )
 
 
-async def revoke(conn: Conn, key_id: UUID) -> dict[str, Any] | None:
-    """The key opens nothing any more, from the next request on, on every server. None: no such key is valid."""
-    return await (await conn.execute(REVOKE, {"key_id": key_id})).fetchone()
+async def revoke(conn: Conn, key_id: UUID, *, owner: str | None = None) -> dict[str, Any] | None:
+    """The key opens nothing any more, from the next request on, on every server.
+
+    None: no such key is valid, or it is not the `owner`'s.
+    """
+    return await (await conn.execute(REVOKE, {"key_id": key_id, "owner": owner})).fetchone()
 
 
 def _hash(key: str) -> bytes:

@@ -54,6 +54,11 @@ class LeaseThread(threading.Thread):
         self.stuck = False
         self._stopping = threading.Event()
 
+    @property
+    def title(self) -> str:
+        """The worker's name for people: host and thread, as in the table `workers`."""
+        return f"{socket.gethostname()}:{self.native_id}"
+
     def run(self) -> None:
         loops.run(self._run())
 
@@ -79,9 +84,8 @@ class LeaseThread(threading.Thread):
         """Live on one connection, under one identity, until told to stop."""
         worker_id, lock_key = uuid4(), secrets.randbits(62)
         await conn.execute(LOCK, {"lock_key": lock_key})
-        name = f"{socket.gethostname()}:{threading.get_native_id()}"
         slots = self.worker.settings.slots
-        await conn.execute(REGISTER, {"worker_id": worker_id, "lock_key": lock_key, "name": name, "slots": slots})
+        await conn.execute(REGISTER, {"worker_id": worker_id, "lock_key": lock_key, "name": self.title, "slots": slots})
         self.worker_id = worker_id
         self.ready.set()
         self.worker.wake()

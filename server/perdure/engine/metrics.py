@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Metric, generate_latest, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from perdure.engine import meters
 
@@ -85,14 +89,39 @@ def text(state: dict[str, Any]) -> bytes:
         ("perdure_slots", "Runs that they execute at a time.", state["slots"]),
     ):
         Gauge(name, about, registry=asked).set(value)
-    pool = Gauge("perdure_pool_connections", "Connections of a pool.", ("pool", "state"), registry=asked)
-    waiting = Gauge("perdure_pool_waiting", "Who waits for a connection of a pool.", ("pool",), registry=asked)
-    for name, one in list(meters.pools.items()):
-        numbers = _pool(one)
-        pool.labels(name, "used").set(numbers["used"])
-        pool.labels(name, "idle").set(numbers["idle"])
-        waiting.labels(name).set(numbers["waiting"])
     return generate_latest(asked) + generate_latest(meters.registry)
+
+
+class _Pools(Collector):
+    """The connection pools of this process, as they are when somebody asks."""
+
+    def collect(self) -> Iterator[Metric]:
+        pool = GaugeMetricFamily("perdure_pool_connections", "Connections of a pool.", labels=("pool", "state"))
+        waiting = GaugeMetricFamily("perdure_pool_waiting", "Who waits for a connection of a pool.", labels=("pool",))
+        for name, one in list(meters.pools.items()):
+            numbers = _pool(one)
+            pool.add_metric((name, "used"), numbers["used"])
+            pool.add_metric((name, "idle"), numbers["idle"])
+            waiting.add_metric((name,), numbers["waiting"])
+        yield from (pool, waiting)
+
+
+meters.registry.register(_Pools())
+
+
+@contextmanager
+def served(host: str, port: int) -> Iterator[int]:
+    """This process's own numbers over HTTP, for a process without an API; gives the port. Raises OSError.
+
+    In a thread of its own, which asks no database: it answers also when the loops of the process are stuck.
+    """
+    server, thread = start_http_server(port, addr=host, registry=meters.registry)
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def _pool(pool: Any) -> dict[str, int]:

@@ -36,7 +36,7 @@ T = TypeVar("T", bound=Row)
 class Outbox(Generic[T]):
     """The due rows of one table, on one event loop.
 
-    `claim(limit, busy hosts)` takes rows, `next_due(busy hosts)` says in how many seconds there are some,
+    `claim(limit=…, busy=hosts)` takes rows, `next_due(busy=hosts)` says in how many seconds there are some,
     and `send` tries one, bounded in time, and notes the outcome itself.
     """
 
@@ -45,8 +45,8 @@ class Outbox(Generic[T]):
         name: str,
         *,
         host_slots: int,
-        claim: Callable[[int, list[str]], Awaitable[Sequence[T]]],
-        next_due: Callable[[list[str]], Awaitable[float | None]],
+        claim: Callable[..., Awaitable[Sequence[T]]],
+        next_due: Callable[..., Awaitable[float | None]],
         send: Callable[[T], Awaitable[None]],
     ) -> None:
         self.name = name
@@ -85,14 +85,14 @@ class Outbox(Generic[T]):
         if free <= 0:
             return POLL_SECONDS
         busy = [host for host, n in Counter(self._tasks.values()).items() if n >= self._host_slots]
-        claimed = await self._claim_rows(free, busy)
+        claimed = await self._claim_rows(limit=free, busy=busy)
         for row in claimed:
             task: asyncio.Task[None] = asyncio.ensure_future(self._one(row))
             self._tasks[task] = row.host
             task.add_done_callback(self._done)
         if claimed:
             return 0.0
-        seconds = await self._next_due(busy)
+        seconds = await self._next_due(busy=busy)
         return POLL_SECONDS if seconds is None else min(POLL_SECONDS, max(CONTENDED_SECONDS, seconds))
 
     async def _one(self, row: Any) -> None:

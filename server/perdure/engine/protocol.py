@@ -13,11 +13,11 @@ from uuid import UUID
 
 import orjson
 
-from perdure.engine import events, interrupts, runs
+from perdure.engine import events, finding, interrupts, runs
 from perdure.engine.access import Actor
 from perdure.engine.errors import QuestionNotFound, RunNotFound
 from perdure.engine.events import PROTOCOL
-from perdure.engine.runs import NewRun
+from perdure.engine.newrun import NewRun
 from perdure.engine.showing import Interest, Namespace, Showing, Shown, Wanted
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ async def tree(engine: Engine, thread_id: UUID, run_id: UUID | None = None) -> d
     Raises RunNotFound, ThreadNotFound.
     """
     if run_id is None:
-        active = await runs.list_runs(engine, thread_id, status="running", limit=1)
-        active = active or await runs.list_runs(engine, thread_id, status="pending", limit=1)
+        active = await finding.list_runs(engine, thread_id, status="running", limit=1)
+        active = active or await finding.list_runs(engine, thread_id, status="pending", limit=1)
         if not active:
             raise RunNotFound(f"Thread {thread_id} has no active run")
         run = active[0]

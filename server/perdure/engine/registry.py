@@ -36,7 +36,7 @@ from langgraph.graph import StateGraph
 from langgraph.pregel import Pregel
 from langgraph.store.base import BaseStore
 
-from perdure.engine import drawing, examples, timelimits, ttl
+from perdure.engine import drawing, embedding, examples, prices, timelimits, ttl
 from perdure.engine.drawing import Graph
 from perdure.engine.errors import GraphNotFound, InvalidInput
 from perdure.engine.examples import Example
@@ -75,6 +75,7 @@ class Registry:
     ) -> None:
         self.config = config
         self._roots = list(roots)
+        self.embedder: embedding.Embedder | None = None  # for the store, if `store.index` asks for one
         self.graphs = dict(graphs)
         self._shapes: dict[str, Graph] = {}
         self._described: dict[tuple[object, ...], dict[str, Any]] = {}
@@ -95,12 +96,15 @@ class Registry:
         graphs = {
             graph_id: _load_entry(config_path, graph_id, spec, roots) for graph_id, spec in config["graphs"].items()
         }
+        registry = cls(config, graphs, roots)
         try:
             ttl.configured(config)
+            prices.read(config)
+            registry.embedder = embedding.load(config, registry.named)
         except ValueError as exc:
             raise ConfigError(f"{config_path}: {exc}") from exc
         log.info("graphs loaded", config=str(config_path), graphs=list(graphs))
-        return cls(config, graphs, roots)
+        return registry
 
     def named(self, section: str, spec: Any) -> Any:
         """What another section of langgraph.json names as `./file.py:attribute` (`auth`, `http.app`).

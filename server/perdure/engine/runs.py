@@ -1,5 +1,7 @@
 """Runs: accepting, reading and deleting them (table `runs`, apart from the queue; `stop` ends them early).
 
+What a run is asked with is a `NewRun` (`perdure.engine.newrun`); `perdure.engine.finding` looks for runs.
+
 `enqueue` is the one way in. Its transaction locks (or makes) the thread, applies the
 multitask rule, accepts an answer, stores the run with its whole input and the first event,
 and wakes the workers: when the caller has its answer, the run is never lost.
@@ -7,15 +9,12 @@ and wakes the workers: when the caller has its answer, the run is never lost.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, LiteralString, cast
+from typing import TYPE_CHECKING, Any, LiteralString, cast
 from uuid import UUID, uuid4
 
 from uuid_utils.compat import uuid7
 
 from perdure.engine import (
-    access,
     assistants,
     children,
     events,
@@ -27,59 +26,21 @@ from perdure.engine import (
     threads,
     timelimits,
 )
-from perdure.engine.access import Actor, Within
 from perdure.engine.db import Conn, jsonb
-from perdure.engine.errors import InvalidInput, RunFinished, RunNotFound, RunRejected, ThreadNotFound
+from perdure.engine.errors import RunFinished, RunNotFound, RunRejected, ThreadNotFound
 from perdure.engine.hub import Event
+from perdure.engine.newrun import NewRun, delay_of, kwargs_of, merge, merge_config
 from perdure.engine.wake import NOTIFY_WORK, wake
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine
 
-MAX_DELAY = timedelta(days=3660)
 ACTIVE = ("pending", "running", "suspended", "paused")
 
 COLUMNS: LiteralString = (
     "run_id, thread_id, assistant_id, created_at, updated_at, status, metadata, kwargs, multitask_strategy, "
     "attempt, failures, error, ready_at"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewRun:
-    """What a client asks for; see WIRE: `POST /threads/{id}/runs`. `assistant` is a UUID or a graph name.
-
-    `behind_question`: wait while the thread has an open question, instead of superseding it.
-    `protocol`: record every channel of the event protocol (`channels`), whatever `stream_mode` says.
-    `actor`: for whom it acts; without one, for whom the run `like` (of the same thread) does.
-    """
-
-    assistant: str
-    input: Any = None
-    command: dict[str, Any] | None = None
-    metadata: dict[str, Any] = field(default_factory=dict[str, Any])
-    config: dict[str, Any] = field(default_factory=dict[str, Any])
-    context: dict[str, Any] | None = None
-    checkpoint: dict[str, Any] | None = None
-    checkpoint_id: str | None = None
-    stream_mode: list[str] = field(default_factory=lambda: ["values"])
-    stream_subgraphs: bool = False
-    stream_resumable: bool = False
-    interrupt_before: list[str] | Literal["*"] | None = None
-    interrupt_after: list[str] | Literal["*"] | None = None
-    multitask_strategy: Literal["enqueue", "reject", "interrupt", "rollback"] = "enqueue"
-    if_not_exists: Literal["reject", "create"] = "reject"
-    on_disconnect: Literal["continue", "cancel"] = "continue"
-    on_completion: Literal["delete", "keep"] = "delete"
-    after_seconds: float = 0
-    max_duration: float | None = None
-    webhook: str | None = None
-    durability: str = "sync"
-    idempotency_key: str | None = None
-    behind_question: bool = False
-    protocol: bool = False
-    actor: Actor | None = None
-    like: UUID | None = None
 
 
 def record(row: dict[str, Any]) -> dict[str, Any]:
@@ -185,7 +146,7 @@ async def enqueue_in(
 
     The transaction (or a savepoint around this call) must be rolled back if it raises.
     """
-    delay = _delay(new.after_seconds)
+    delay = delay_of(new.after_seconds)
     stateless = thread_id is None
     temporary = stateless and new.on_completion == "delete"
     actor = new.actor
@@ -226,7 +187,7 @@ async def enqueue_in(
     assert queued is not None
     held = new.behind_question and queued["question"]
     priority = answered is not None
-    metadata = _merge(assistant["metadata"], thread["metadata"], new.metadata)
+    metadata = merge(assistant["metadata"], thread["metadata"], new.metadata)
     metadata |= {"graph_id": assistant["graph_id"], "assistant_id": str(assistant["assistant_id"])}
     if engine.settings.simulated:
         metadata["simulated"] = True
@@ -244,7 +205,7 @@ async def enqueue_in(
             "behind_question": new.behind_question,
             "multitask_strategy": new.multitask_strategy,
             "metadata": jsonb(metadata),
-            "kwargs": jsonb(_kwargs(new, config, assistant["context"], temporary, answered)),
+            "kwargs": jsonb(kwargs_of(new, config, assistant["context"], temporary, answered)),
             "first_seq": thread["event_seq"],
             "actor": jsonb(actor.stored()) if actor else None,
             "like": new.like,
@@ -272,51 +233,6 @@ async def enqueue_in(
     return record(row), published
 
 
-def _delay(seconds: float) -> timedelta:
-    if not 0 <= seconds <= MAX_DELAY.total_seconds():
-        raise InvalidInput("after_seconds", f"must be between 0 and {int(MAX_DELAY.total_seconds())}")
-    return timedelta(seconds=seconds)
-
-
-def _merge(*parts: dict[str, Any] | None) -> dict[str, Any]:
-    return {key: value for part in parts if part for key, value in part.items()}
-
-
-def merge_config(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` wins; `configurable` and `metadata` are merged key by key."""
-    merged = {**base, **over}
-    for key in ("configurable", "metadata"):
-        if base.get(key) or over.get(key):
-            merged[key] = _merge(base.get(key), over.get(key))
-    return merged
-
-
-def _kwargs(
-    new: NewRun, config: dict[str, Any], context: dict[str, Any], temporary: bool, answered: list[str] | None
-) -> dict[str, Any]:
-    """What the attempts need and the wire echoes. `answered`: the answer stands in the checkpoint already."""
-    return {
-        "input": new.input,
-        "command": new.command,
-        "config": config,
-        "context": _merge(context, new.context),
-        "checkpoint": new.checkpoint,
-        "checkpoint_id": new.checkpoint_id,
-        "stream_mode": new.stream_mode,
-        "interrupt_before": new.interrupt_before,
-        "interrupt_after": new.interrupt_after,
-        "webhook": new.webhook,
-        "temporary": temporary,
-        "subgraphs": new.stream_subgraphs,
-        "resumable": new.stream_resumable,
-        "durability": new.durability,
-        "on_disconnect": new.on_disconnect,
-        **({"max_duration": new.max_duration} if new.max_duration else {}),
-        **({"protocol": True} if new.protocol else {}),
-        **({"answered": answered} if answered is not None else {}),
-    }
-
-
 GET: LiteralString = "SELECT " + COLUMNS + " FROM runs WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s"
 
 
@@ -332,42 +248,6 @@ async def get_in(conn: Conn, thread_id: UUID, run_id: UUID) -> dict[str, Any]:
     if row is None:
         raise RunNotFound(f"Run with ID {run_id} not found")
     return record(row)
-
-
-PERMITTED: LiteralString = """(%(within)s::jsonb IS NULL OR EXISTS (
-        SELECT 1 FROM threads t WHERE t.thread_id = runs.thread_id AND t.metadata @> %(within)s))"""
-THREAD_OF: LiteralString = "SELECT thread_id FROM runs WHERE run_id = %(run_id)s AND " + PERMITTED
-
-
-async def thread_of(engine: Engine, run_id: UUID, *, within: Within = None) -> UUID:
-    """The thread that a run belongs to. Raises RunNotFound, also when that thread is not `within`."""
-    async with engine.pool.connection() as conn:
-        params = {"run_id": run_id, "within": access.parameter(within)}
-        row = await (await conn.execute(THREAD_OF, params)).fetchone()
-    if row is None:
-        raise RunNotFound(f"Run with ID {run_id} not found")
-    return row["thread_id"]
-
-
-LIST: LiteralString = (
-    "SELECT "
-    + COLUMNS
-    + """ FROM runs
- WHERE thread_id = %(thread_id)s
-   AND (%(status)s::text IS NULL
-        OR CASE status WHEN 'paused' THEN 'error' WHEN 'suspended' THEN 'running' ELSE status END = %(status)s)
- ORDER BY queue_no DESC LIMIT %(limit)s OFFSET %(offset)s"""
-)
-
-
-async def list_runs(
-    engine: Engine, thread_id: UUID, *, status: str | None = None, limit: int = 10, offset: int = 0
-) -> list[dict[str, Any]]:
-    """Newest first. Raises ThreadNotFound."""
-    await threads.get(engine, thread_id)
-    async with engine.pool.connection() as conn:
-        params = {"thread_id": thread_id, "status": status, "limit": limit, "offset": offset}
-        return [record(row) for row in await (await conn.execute(LIST, params)).fetchall()]
 
 
 async def delete(engine: Engine, thread_id: UUID, run_id: UUID) -> None:

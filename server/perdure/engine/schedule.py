@@ -21,8 +21,10 @@ FIELDS = 5
 MAX_ZONE_CHARS = 100
 
 
-def next_tick(schedule: str, timezone: str | None, after: datetime) -> datetime | None:
-    """The first tick later than `after`, in UTC; None when there is none within 50 years.
+def next_tick(
+    schedule: str, timezone: str | None, after: datetime, *, until: datetime | None = None
+) -> datetime | None:
+    """The first tick later than `after`, in UTC; None when there is none before `until` and within 50 years.
 
     Raises InvalidInput, naming the field, for what is no schedule or no time zone.
     """
@@ -36,7 +38,7 @@ def next_tick(schedule: str, timezone: str | None, after: datetime) -> datetime 
     for tick in ticks:
         at = tick.astimezone(UTC)
         if at > after:  # within the hour that comes twice cronsim starts with ticks of its first pass
-            return at
+            return at if until is None or at < until else None
     return None
 
 

@@ -14,7 +14,7 @@ from uuid import UUID
 import structlog
 from uuid_utils.compat import uuid7
 
-from perdure.engine import access, children, events, interrupts, queue, state, threads
+from perdure.engine import access, events, interrupts, queue, state, threads
 from perdure.engine.access import Within
 from perdure.engine.db import Conn
 from perdure.engine.errors import LeaseLost, RunNotFound, ThreadNotFound
@@ -38,8 +38,10 @@ async def cancel(
     A run with an open saga undoes it first, unless `compensate` is False; so do its children.
     Raises RunNotFound when there is no such active run.
     """
+    from perdure.engine import orphans
+
     await cancel_alone(engine, thread_id, run_id, action, compensate=compensate)
-    await children.cancel_orphans(engine)
+    await orphans.cancel_orphans(engine)
 
 
 async def cancel_alone(
@@ -116,7 +118,7 @@ UPDATE runs SET status = 'pending', cancelling = %(action)s, ready_at = now(), w
 
 TAKE_AWAY = "UPDATE threads SET fence = fence + 1 WHERE thread_id = %(thread_id)s"
 
-# Children of a killed run are killed, too, by whoever looks after them (`children.cancel_orphans`).
+# Children of a killed run are killed, too, by whoever looks after them (`orphans.cancel_orphans`).
 KILLED = "UPDATE runs SET cancelling = 'kill' WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s"
 
 COMPENSATING = """

@@ -2,21 +2,23 @@
 
 Graph nodes and HTTP use the same `Store`; each takes its own connection from a pool per call.
 `store.ttl` of langgraph.json is honoured: expired items are not shown, and `expire` deletes them.
+With `store.index` a search with a `query` finds items by meaning (`vectors.py`); without it, `query` says nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, LiteralString, cast
 
 from langgraph.store.base import NOT_PROVIDED, Item, TTLConfig
-from langgraph.store.postgres.aio import AsyncPostgresStore
 
 from perdure.engine.db import Conn, Pool
+from perdure.engine.embedding import MAX_FIELD_BYTES, MAX_FIELDS, is_field
 from perdure.engine.errors import InvalidInput
+from perdure.engine.vectors import VectorStore
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine
+    from perdure.engine.registry import Registry
 
 RESERVED_ROOT = "langgraph"
 MAX_NAME_BYTES = 2000  # namespace and key together: they are an index row, which PostgreSQL limits to 2,704
@@ -25,7 +27,7 @@ COMPARISONS: dict[str, LiteralString] = {"$gt": ">", "$gte": ">=", "$lt": "<", "
 OPERATORS = {"$eq", "$ne", *COMPARISONS}
 
 
-class Store(AsyncPostgresStore):
+class Store(VectorStore):
     """LangGraph's store, where numbers compare as numbers and `$ne` finds items that lack the field.
 
     Upstream compares the texts, so that 10 is less than 9.
@@ -44,18 +46,18 @@ class Store(AsyncPostgresStore):
         return cast(Any, super())._get_filter_condition(key, op, value)
 
 
-def open_store(pool: Pool, config: Mapping[str, Any]) -> Store:
-    """The store on a pool of the running event loop (a few µs); `config` is langgraph.json."""
-    section = config.get("store")
+def open_store(pool: Pool, registry: Registry) -> Store:
+    """The store on a pool of the running event loop (a few µs)."""
+    section = registry.config.get("store")
     given: Any = cast("dict[str, Any]", section).get("ttl") if isinstance(section, dict) else None
     ttl: dict[str, Any] = {"omit_expired": True}
     if isinstance(given, dict):
         ttl |= cast("dict[str, Any]", given)
-    return Store(conn=cast(Any, pool), ttl=cast(TTLConfig, ttl))
+    return Store(pool, cast(TTLConfig, ttl), registry.embedder)
 
 
 def _store(engine: Engine) -> Store:
-    return open_store(engine.pool, engine.registry.config)
+    return open_store(engine.pool, engine.registry)
 
 
 async def put(
@@ -69,12 +71,17 @@ async def put(
 ) -> None:
     """Write an item, over the one that is there. `ttl` in minutes; None: the configured one.
 
-    Raises InvalidInput: 400 for an empty namespace and the root `langgraph`, else 422.
+    `index`: the fields to find it by, instead of the configured ones; False: none. The item and its vectors
+    are written together or not at all.
+
+    Raises InvalidInput: 400 for an empty namespace and the root `langgraph`, else 422; EmbeddingFailed.
     """
     place = _place(namespace, key)
     if place[0] == RESERVED_ROOT:
         raise InvalidInput("namespace", f"the root label {RESERVED_ROOT!r} is reserved", status=400)
     fields = None if index is True else index
+    if fields and (len(fields) > MAX_FIELDS or not all(map(is_field, fields))):
+        raise InvalidInput("index", f"may be at most {MAX_FIELDS} paths of {MAX_FIELD_BYTES} bytes")
     await _store(engine).aput(place, key, value, fields, ttl=NOT_PROVIDED if ttl is None else ttl)
 
 
@@ -102,7 +109,8 @@ async def search(
     """Items of a namespace and of those below it, last changed first; an empty prefix means all.
 
     A filter is `{field: value}` or `{field: {"$gt": value, ...}}`; an item that lacks the field
-    matches `$ne` only. Raises InvalidInput (422).
+    matches `$ne` only. With `store.index`, `query` ranks by meaning what has vectors, the nearest first with
+    its `score`. Raises InvalidInput (422), EmbeddingFailed.
     """
     _check_labels("namespace_prefix", prefix)
     found = await _store(engine).asearch(

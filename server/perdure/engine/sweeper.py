@@ -19,11 +19,10 @@ import psycopg
 import structlog
 
 from perdure.engine import (
-    children,
-    crons,
     idempotency,
     interrupts,
     meters,
+    orphans,
     overdue,
     prune,
     queue,
@@ -31,6 +30,7 @@ from perdure.engine import (
     remote,
     store,
     threads,
+    ticks,
     webhooks,
 )
 from perdure.engine.db import Conn
@@ -87,7 +87,7 @@ SELECT thread_id FROM threads t
 """
 
 # purged in batches, so that the transaction stays short; questions stay as long as their run, for
-# readers of the event protocol that come late
+# readers of the event protocol that come late, and so does what tells of its attempts (`attempts`), if it had several
 PURGE = """
 WITH due AS (
     DELETE FROM purges WHERE (thread_id, run_id) IN (
@@ -97,8 +97,9 @@ WITH due AS (
 )
 DELETE FROM run_events e USING due
  WHERE e.thread_id = due.thread_id AND e.run_id = due.run_id
-   AND (split_part(e.event, '|', 1) <> 'input.requested'
-        OR NOT EXISTS (SELECT 1 FROM runs r WHERE r.thread_id = due.thread_id AND r.run_id = due.run_id))
+   AND (split_part(e.event, '|', 1) NOT IN ('input.requested', 'lifecycle')
+        OR NOT EXISTS (SELECT 1 FROM runs r WHERE r.thread_id = due.thread_id AND r.run_id = due.run_id
+                          AND (r.attempt > 1 OR e.event NOT LIKE 'lifecycle%')))
 """
 
 
@@ -128,10 +129,10 @@ async def sweep(engine: Engine, conn: Conn, me: UUID) -> None:
         "expired leases": lambda: expired_leases(engine, conn),
         "deadlines": lambda: interrupts.time_out(engine),
         "overdue runs": lambda: overdue.pause_all(engine),
-        "crons": lambda: crons.fire_due(engine),
+        "crons": lambda: ticks.fire_due(engine),
         "expired threads": lambda: expired_threads(conn),
         "times to live": lambda: prune.expired(conn),
-        "orphans": lambda: children.cancel_orphans(engine),
+        "orphans": lambda: orphans.cancel_orphans(engine),
     }
     for name, duty in duties.items():
         try:

@@ -7,16 +7,18 @@ answers a question, by whichever way, is seen here at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, LiteralString
+from typing import TYPE_CHECKING, Any, Literal, LiteralString, get_args
 from uuid import UUID
 
-from perdure.engine import children, interrupts, push, runs, stop
+from perdure.engine import interrupts, orphans, push, runs, stop
 from perdure.engine.errors import RunFinished, RunNotFound
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine
+    from perdure.engine.newrun import NewRun
 
 State = Literal["submitted", "working", "input-required", "completed", "canceled", "failed"]
+STATES: tuple[State, ...] = get_args(State)
 TERMINAL = ("completed", "canceled", "failed")
 MAX_QUESTIONS = 1000
 
@@ -45,7 +47,7 @@ class Task:
         return [question for question in self.questions if question["status"] == "open"]
 
 
-async def start(engine: Engine, thread_id: UUID | None, new: runs.NewRun, config: push.Config | None) -> dict[str, Any]:
+async def start(engine: Engine, thread_id: UUID | None, new: NewRun, config: push.Config | None) -> dict[str, Any]:
     """Accept a task's first run, with whom to notify of it, in one transaction. Raises what `runs.enqueue` raises."""
     async with engine.pool.connection() as conn, conn.transaction():
         run, published = await runs.enqueue_in(engine, conn, thread_id, new)
@@ -119,7 +121,7 @@ async def cancel(engine: Engine, task: Task) -> None:
     """
     if task.state == "input-required":
         withdrawn = [
-            await children.withdraw(engine, task.thread_id, asker) for asker in {one["run_id"] for one in task.open}
+            await orphans.withdraw(engine, task.thread_id, asker) for asker in {one["run_id"] for one in task.open}
         ]
         if any(withdrawn):
             return

@@ -14,8 +14,9 @@ from uuid import UUID
 
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from perdure.engine import interrupts, jsonable, runs, steps
+from perdure.engine import interrupts, jsonable, prices, runs, steps
 from perdure.engine.db import Conn
+from perdure.engine.prices import Prices
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine
@@ -31,6 +32,8 @@ _SERDE = JsonPlusSerializer()
 _TASK = re.compile(r":[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _INSIDE = re.compile(r"/([^/:]*):[^/]*:\d+")
 _WORDS = {"saga": "saga", "mailbox": "messages", "race": "race"}
+TOKENS = ("input_tokens", "output_tokens")
+UNNAMED = "unnamed"  # a model whose name nobody has told
 _TOOLS = "tools"  # what create_agent calls the node that executes tools
 _UNREAD: Any = object()
 
@@ -42,9 +45,10 @@ async def read(
 
     Each has `kind`, `name`, `status`, `scope` (the task that it belongs to), `path` (nodes, then the steps
     around it), `n`, `call`, `key`, `attempts`, `started_at`, `ended_at`, `seconds`, `error`, `next_at`. A `child`
-    names its thread and run; a `wait` has `until`; a `question` its `interrupt_id` and `deadline`. With `values`
-    also `value`, and of a question `question`; what is too long is a text that begins like its JSON, with
-    `truncated`.
+    names its thread and run; a `wait` has `until`; a `question` its `interrupt_id` and `deadline`; a `model` tells
+    which `model`, `model_calls`, `input_tokens`, `output_tokens`, `first_token_seconds` and `cost` (USD), of all its
+    attempts. With `values` also `value`, and of a question `question`; what is too long is a text that begins like
+    its JSON, with `truncated`.
 
     Raises RunNotFound.
     """
@@ -57,7 +61,10 @@ async def read(
         found.sort(key=lambda entry: entry["started_at"])
         page = found[offset : end - 1]
         await _finish_children(conn, thread_id, page)
+    known = prices.prices_of(engine)
     for entry in page:
+        if entry["kind"] == "model":
+            entry |= _model(entry["attempts"], known)
         value = entry.pop("value")
         if values:
             entry |= _shown("question" if entry["kind"] == "question" else "value", value)
@@ -105,6 +112,25 @@ def _step(row: dict[str, Any]) -> dict[str, Any]:
     elif path[-1:] == [_TOOLS]:
         entry["kind"] = "tool"
     return entry
+
+
+def _model(attempts: list[dict[str, Any]], known: Prices) -> dict[str, Any]:
+    """What an entry says about models: the sum of its attempts, since a failed one costs too."""
+    used = [attempt["model"] for attempt in attempts if "model" in attempt]
+    # who wrote it before names were recorded has only the sums
+    parts = [part for one in used for part in (one.get("names") or {UNNAMED: one}).items()]
+    names: dict[str, dict[str, int]] = {}
+    for name, part in parts:
+        before = names.setdefault(name, dict.fromkeys(TOKENS, 0))
+        names[name] = {key: before[key] + part[key] for key in TOKENS}
+    first = next((one["first_token_seconds"] for one in reversed(used) if "first_token_seconds" in one), None)
+    return {
+        "model": ", ".join(name for name in names if name != UNNAMED) or None,
+        "model_calls": sum(one["calls"] for one in used),
+        **{key: sum(one[key] for one in used) for key in TOKENS},
+        "first_token_seconds": first,
+        "cost": known.total(names),
+    }
 
 
 def _is_child(name: str, value: Any) -> bool:

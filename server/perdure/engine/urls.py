@@ -37,7 +37,7 @@ def check_url(url: str, config: dict[str, Any]) -> str:
 
     Raises InvalidInput with the reason otherwise.
     """
-    if _section(config, "http").get("disable_webhooks") is True:
+    if webhooks_off(config):
         raise InvalidInput("webhook", "webhooks are switched off (http.disable_webhooks in langgraph.json)")
     rules = _section(_section(config, "webhooks"), "url")
     try:
@@ -60,6 +60,11 @@ def check_url(url: str, config: dict[str, Any]) -> str:
     if ports and (port or {"http": 80, "https": 443}[parts.scheme]) not in ports:
         raise InvalidInput("webhook", "its port is not among the allowed ports")
     return url
+
+
+def webhooks_off(config: dict[str, Any]) -> bool:
+    """Whether the operator wants no webhook to be sent, also none that was accepted before."""
+    return _section(config, "http").get("disable_webhooks") is True
 
 
 def private_allowed(config: dict[str, Any]) -> bool:

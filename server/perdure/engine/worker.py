@@ -155,7 +155,7 @@ class Worker(threading.Thread):
                 origin=self._origin,
             ),
             group=GroupCommit(pool, origin=self._origin),
-            store=open_store(pool, self.registry.config),
+            store=open_store(pool, self.registry),
             hub=self._hub,
         )
         handlers = {"perdure_work": self._told, "perdure_cancel": self._cancelled}
@@ -192,7 +192,7 @@ class Worker(threading.Thread):
             return 0.0  # handed back meanwhile, or given to others as those of a lost worker
         meters.claims.inc(len(claimed))
         for run in claimed:
-            attempt = Attempt(shop, run)
+            attempt = Attempt(shop, run, worker=self._lease.title)
             self._attempts[run.run_id] = attempt
             task = asyncio.create_task(attempt.execute(), name=f"run {run.run_id}")
             self._tasks.add(task)
