@@ -13,7 +13,7 @@ READY := .venv/.ready
 NPM := tests/wire/js/node_modules/.package-lock.json
 
 .DEFAULT_GOAL := help
-.PHONY: help serve crm tour demo test crash fuzz bench check format test-deps clean
+.PHONY: help serve crm tour demo test crash screenshots fuzz bench check format test-deps clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -37,6 +37,9 @@ test: $(READY)  ## All tests, JOBS=3 processes at a time
 
 crash: $(READY)  ## Kill workers around every commit of every scenario; prints a table
 	CRASH_ALL=1 $(BIN)/python -m pytest tests/crash tests/engine/test_model.py -s -q $(ARGS)
+
+screenshots: $(READY) $(NPM)  ## The pictures of docs/console.md; needs Chromium
+	SCREENSHOTS=docs/images/console $(BIN)/python -m pytest tests/console/test_screenshots.py -q $(ARGS)
 
 fuzz: $(READY)  ## Thousands of requests generated from our OpenAPI description, others each time
 	FUZZ_CASES=30 $(BIN)/python -m pytest tests/wire/test_openapi.py -q $(ARGS)

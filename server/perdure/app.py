@@ -23,6 +23,7 @@ import structlog
 import uvicorn
 
 from perdure.config import Settings, has_model_key, point_at_simulator
+from perdure.engine import embedding
 from perdure.engine.db import migrate
 from perdure.engine.postgres import embedded, location
 
@@ -72,25 +73,32 @@ def _start(
     rules = _simulator_rules(settings)
     bound = stack.enter_context(_bound(settings)) if http else None
     dsn = stack.enter_context(database(settings))
-    migrate(dsn)
+    migrate(dsn, dims=embedding.dims(settings.config))
     settings = settings.model_copy(update={"simulated": stack.enter_context(_model(settings, rules))})
 
     # Graphs make model clients when they are imported, so this comes after the model.
+    from perdure.engine import loopback
     from perdure.engine.registry import Registry
 
+    url = f"http://{_shown(settings.host)}:{bound.getsockname()[1]}" if bound else None
+    loopback.install(url or settings.url)
     registry = Registry.load(settings.config)
     threads: list[threading.Thread] = []
     engine: Engine | None = None
     if bound:
         from perdure.api import create_app
         from perdure.api.custom import around
+        from perdure.console import install
 
         app = create_app(settings, registry, dsn)
+        install(app, registry)
         server = _HttpServer(around(app, registry, limit=settings.rate_limit_per_minute), bound)
         stack.callback(server.stop)
         server.start()
         engine = app.state.engine
         threads.append(server.thread)
+    elif settings.metrics_port is not None:
+        stack.enter_context(_metrics(settings.metrics_host, settings.metrics_port))
     if settings.slots:
         from perdure.engine.worker import Worker
 
@@ -105,7 +113,6 @@ def _start(
         stack.callback(worker.stop)  # last in, first out: runs go back before the server stops
         worker.start()
         threads.append(worker)
-    url = f"http://{_shown(settings.host)}:{bound.getsockname()[1]}" if bound else None
     where = describe_database(settings)
     ready(Started(url, registry.graph_ids, where, settings.simulated, settings.slots))
     stop.wait(threads)
@@ -180,6 +187,22 @@ def _bound(settings: Settings) -> Iterator[socket.socket]:
                 f"cannot listen on {settings.host}:{settings.port}: {exc.strerror}; choose a free --port"
             ) from exc
         yield bound
+
+
+@contextmanager
+def _metrics(host: str, port: int) -> Iterator[None]:
+    """`/metrics` of a process without an API."""
+    from perdure.engine import metrics
+
+    with ExitStack() as stack:
+        try:
+            taken = stack.enter_context(metrics.served(host, port))
+        except OSError as exc:
+            raise StartError(
+                f"cannot show metrics on {host}:{port}: {exc.strerror}; choose a free PERDURE_METRICS_PORT"
+            ) from exc
+        log.info("metrics", url=f"http://{_shown(host)}:{taken}/metrics")
+        yield
 
 
 def _shown(host: str) -> str:

@@ -50,9 +50,10 @@ LOAD: tuple[LiteralString, ...] = (
     INSERT INTO steps (thread_id, scope, name, identity, n, call, run_id, status, attempts, updated_at)
     SELECT md5('t' || n)::uuid, 'node:1', 'work', '', 0, 0, md5('r' || n)::uuid, 'done',
            CASE WHEN n % 5 = 0
-                THEN jsonb_build_array(jsonb_build_object('started_at', at, 'model', used || jsonb_build_object(
+                THEN jsonb_build_array(jsonb_build_object('started_at', at, 'seconds', 1,
+                                                               'model', used || jsonb_build_object(
                      'first_token_seconds', 0.5, 'names', jsonb_build_object('m', used))))
-                ELSE '[{"seconds": 1}]' END, at
+                ELSE jsonb_build_array(jsonb_build_object('started_at', at, 'seconds', 1)) END, at
       FROM (SELECT n, now() - (100000 - n) * interval '0.2 s' AS at,
                    '{"calls": 1, "input_tokens": 100, "output_tokens": 10}'::jsonb AS used
               FROM generate_series(1, 100000) n) made

@@ -62,15 +62,19 @@ def revoke(
 
 def _on_database(do: Callable[[Any], Awaitable[T]]) -> T:
     """Call `do` with a connection to the migrated database; ends the command if there is none."""
+    from perdure import logs
     from perdure.app import database
     from perdure.engine.db import connect, migrate
+
+    settings = settings_or_fail()
+    logs.setup(settings)  # on stderr: stdout is for the answer
 
     async def connected(dsn: str) -> T:
         async with await connect(dsn) as conn:
             return await do(conn)
 
     def work() -> T:
-        with database(settings_or_fail()) as dsn:
+        with database(settings) as dsn:
             migrate(dsn)
             return asyncio.run(connected(dsn))
 

@@ -8,6 +8,7 @@ is true stands in `run_events`, and a reader that was fed with a gap reads it fr
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,6 +77,7 @@ class Hub:
         self._loop = asyncio.get_running_loop()
         self._readers: dict[UUID, set[Subscription]] = {}
         self._watchers: set[Subscription] = set()
+        self.changed_at = 0.0  # Unix time of the last news
 
     @contextmanager
     def subscribe(self, thread_id: UUID) -> Iterator[Subscription]:
@@ -112,11 +114,13 @@ class Hub:
 
     def poke(self, thread_id: UUID) -> None:
         """There is something in the table for the readers of this thread."""
+        self.changed_at = time.time()
         for reader in (*self._readers.get(thread_id, ()), *self._watchers):
             reader.poke()
 
     def poke_all(self) -> None:
         """Notifications may have been lost: every reader looks for itself."""
+        self.changed_at = time.time()
         for readers in self._readers.values():
             for reader in readers:
                 reader.poke()
@@ -124,6 +128,7 @@ class Hub:
             reader.poke()
 
     def _put(self, thread_id: UUID, events: list[Event]) -> None:
+        self.changed_at = time.time()
         for reader in self._readers.get(thread_id, ()):
             reader.put(events)
         for reader in self._watchers:
