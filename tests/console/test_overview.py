@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from perdure.console.overview import HEIGHT, chart
 from tests.conftest import ROOT, START_SECONDS, Launch
@@ -118,3 +118,30 @@ def test_bars_are_stacked_from_the_bottom_and_scaled_to_the_highest() -> None:
 
 def test_a_chart_of_nothing_has_no_bars() -> None:
     assert chart([])["bars"] == chart([bucket(0)])["bars"] == []
+
+
+def test_what_happens_before_the_stream_is_there_is_not_missed(open_page: Open, api: httpx.Client) -> None:
+    """A page is told at once of what has changed since it was made."""
+    page = open_page("/console/login")
+    held: list[Route] = []
+    page.route("**/console/live?*", lambda route: held.append(route))
+    page.goto(page.url.partition("/console/")[0] + "/console/runs?agent=racing")
+    eventually(lambda: [page.wait_for_timeout(50), held][1])
+    before = page.locator("tbody tr").count()
+    answer = api.post("/agents/racing/run", json={"message": "What's the best approach to learn machine learning?"})
+    assert answer.status_code == 200
+    held[0].continue_()
+    expect(page.locator("tbody tr")).to_have_count(before + 1)
+
+
+def test_the_stream_opens_also_when_its_script_comes_late(open_page: Open) -> None:
+    """htmx looks for extensions once, when it begins: it must not begin before the slowest script is there."""
+    page = open_page("/console/login")
+
+    def late(route: Route) -> None:
+        page.wait_for_timeout(300)
+        route.continue_()
+
+    page.route("**/hx-sse.min.js*", late)
+    with page.expect_request("**/console/live?*"):
+        page.goto(page.url.partition("/console/")[0] + "/console/runs")

@@ -75,7 +75,8 @@ def page(
     `live`: the thread, or "all", whose changes make an open page ask for itself again, at most every `pace` seconds.
     """
     root = request.scope.get("root_path", "")
-    notice = request.cookies.get(NOTICE, "")
+    # an open page that asks for itself again must not take the notice from the page that a form leads to
+    notice = "" if "x-refresh" in request.headers else request.cookies.get(NOTICE, "")
     context: dict[str, Any] = {
         "fragment": is_fragment(request),
         "title": title,

@@ -12,7 +12,9 @@ document.body.addEventListener("changed", async () => {
     while (again) {
       again = false;
       const page = document.getElementById("page");
-      await htmx.ajax("GET", page.dataset.address, { source: page, target: page, swap: "outerMorph" });
+      await htmx.ajax("GET", page.dataset.address, {
+        source: page, target: page, swap: "outerMorph", headers: { "X-Refresh": "true" },
+      });
     }
   } finally {
     asking = false; // a failed request: the stream breaks as well, and says so when it is back
