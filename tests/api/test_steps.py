@@ -81,7 +81,10 @@ def test_steps_are_listed_in_order_with_their_attempts(api: Api) -> None:
 
 def test_values_are_there_when_asked_for_and_long_ones_are_cut(api: Api, tmp_path: Path) -> None:
     run = ended(api, start(api, "sequential"))
-    assert [entry["value"] for entry in steps(api, run, values=True)] == ["did a", "did b", "did c"]
+    entries = steps(api, run, values=True)
+    assert [entry["value"] for entry in entries] == ["did a", "did b", "did c"]
+    assert [entry["input"] for entry in entries] == [{"name": "a"}, {"name": "b"}, {"name": "c"}]
+    assert not any("input" in entry or "input" in entry["attempts"][0] for entry in steps(api, run))
 
     shown = []
     for length in (5_000, 100_000):

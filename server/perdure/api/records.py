@@ -155,6 +155,7 @@ class Step(BaseModel):
     first_token_seconds: float | None = None
     cost: float | None = None
     value: Any = None
+    input: Any = None
     question: Any = None
     truncated: bool = False
 

@@ -28,7 +28,7 @@ async def list_steps(
 ) -> Response:
     """What a run has done, in the order in which it began; `X-Pagination-Next` tells that there is more.
 
-    `values` adds results and questions, each cut after some 2,000 characters.
+    `values` adds results and questions, each cut after some 2,000 characters, and what steps were given, in short.
     """
     entries, more = await timeline.read(engine, thread_id, run_id, limit=limit, offset=offset, values=values)
     return Json(entries, headers={"X-Pagination-Next": str(offset + limit)} if more else None)

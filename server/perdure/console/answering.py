@@ -83,7 +83,10 @@ def read(question: Any, form: dict[str, str]) -> Given:
     if sum(map(len, form.values())) > MAX_ANSWER:
         raise InvalidInput("", f"An answer of more than {MAX_ANSWER} characters must be given by the API")
     reason = form.get("reason", "").strip() or None
-    match form.get("decision"):
+    chosen = form.get("decision")
+    if offered.kind == "action" and chosen not in offered.actions[0].allowed:
+        raise InvalidInput("", "Choose one of the answers")
+    match chosen:
         case "approve":
             return Given(value=interrupts.decision(question, True))
         case "reject":

@@ -19,6 +19,7 @@ SHORT = 4_000  # characters that are shown at once; more are folded away
 ROLES = {"user": "human", "assistant": "ai", "developer": "system", "function": "tool"}
 KNOWN = {"human", "ai", "tool", "system"}
 MEDIA = ("image", "audio", "video", "file")
+TOKENS = ("input_tokens", "output_tokens")
 
 
 def messages_of(values: Any) -> list[Any]:
@@ -72,7 +73,6 @@ def view(given: Any, number: int) -> dict[str, Any]:
     found = jsonable(given)
     message: dict[str, Any] = cast("dict[str, Any]", found) if isinstance(found, dict) else {"content": found}
     role = role_of(message)
-    usage: Any = message.get("usage_metadata")
     return {
         "number": number,
         "role": role if role in KNOWN else "other",
@@ -82,9 +82,15 @@ def view(given: Any, number: int) -> dict[str, Any]:
         "parts": _parts(message.get("content")),
         "calls": [_call(one) for one in _dicts(message.get("tool_calls"))],
         "bad_calls": [bounded(one) for one in _dicts(message.get("invalid_tool_calls"))[:20]],
-        "usage": cast("dict[str, Any]", usage) if isinstance(usage, dict) else None,
+        "usage": _usage(message.get("usage_metadata")),
         "summary": clip(text_of(message), 140),
     }
+
+
+def _usage(given: Any) -> dict[str, int]:
+    """The counts of tokens, and no more of what a message may say there."""
+    found = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
+    return {name: found[name] for name in TOKENS if isinstance(found.get(name), int)}
 
 
 def text_of(message: dict[str, Any]) -> str:

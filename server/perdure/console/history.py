@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Any, cast
 from uuid import UUID
@@ -40,7 +41,8 @@ async def checkpoints(engine: Engine, thread_id: UUID, before: str | None) -> di
                 "head": one["checkpoint_id"] == head,
                 "branches": children.get(one["checkpoint_id"], 0),
                 "by": _writers(one, parent),
-                "changes": changes(parent["values"] if parent else {}, one["values"]),
+                # beside the event loop: the values of a thread may be megabytes
+                "changes": await asyncio.to_thread(changes, parent["values"] if parent else {}, one["values"]),
                 "lanes": lanes.get(one["checkpoint_id"]),
             }
         )

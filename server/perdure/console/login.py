@@ -31,6 +31,8 @@ async def show_login(request: Request, next: str = HOME) -> Response:
 @router.post("/login")
 async def log_in(request: Request) -> Response:
     """Try the key or token as the API would; if it is good the cookie holds it from now on."""
+    if request.app.state.auth is None:
+        return done(request, HOME)
     given = await form(request)
     wanted, header, value = given.get("next", HOME), given.get("header", ""), given.get("credential", "").strip()
     if header not in CREDENTIALS or not 0 < len(value) <= MAX_CREDENTIAL or not value.isascii():
@@ -82,7 +84,10 @@ def login_page(request: Request, wanted: str, problem: str = "", *, status: int 
 
 def _inside(wanted: str) -> str:
     """A page of the console, whatever a link asks for."""
-    parts = urlsplit(wanted)
+    try:
+        parts = urlsplit(wanted)
+    except ValueError:
+        return HOME
     inside = not parts.scheme and not parts.netloc and "/console" in parts.path and "\\" not in wanted
     return wanted if inside and wanted.startswith("/") and not wanted.startswith("//") else HOME
 

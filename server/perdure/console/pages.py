@@ -26,6 +26,7 @@ from starlette.responses import HTMLResponse, RedirectResponse
 from perdure.api.auth import USER, User
 from perdure.api.errors import status_of, validation_detail
 from perdure.console import shown
+from perdure.console.bounds import bounded
 from perdure.console.permit import is_admin
 from perdure.engine.errors import EngineError
 
@@ -57,7 +58,7 @@ templates = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-templates.filters.update(shown.FILTERS)
+templates.filters.update(shown.FILTERS, bounded=bounded)
 
 
 def page(
@@ -101,7 +102,7 @@ def page(
     return answer
 
 
-def link(root: str, to: str, **query: Any) -> str:
+def link(root: str, to: str, /, **query: Any) -> str:
     """The address of a page; values of `query` that are None or empty are left out, lists repeated."""
     kept = {name: value for name, value in query.items() if value not in (None, "", [])}
     return f"{root}{quote(to)}" + (f"?{urlencode(kept, doseq=True)}" if kept else "")
@@ -126,7 +127,7 @@ def done(request: Request, to: str, notice: str = "") -> Response:
     root = request.scope.get("root_path", "")
     answer: Response = RedirectResponse(root + to, 303)
     if is_fragment(request) and _path(request.headers.get("hx-current-url", "")) != _path(root + to):
-        answer = Response(headers={"HX-Redirect": root + to})
+        answer = Response(headers={"HX-Redirect": answer.headers["location"]})
     if notice:
         text = urlencode({"text": notice[:MAX_NOTICE]})
         answer.set_cookie(NOTICE, text, max_age=30, path=root + "/console", httponly=True, samesite="lax")
@@ -134,7 +135,11 @@ def done(request: Request, to: str, notice: str = "") -> Response:
 
 
 def _path(url: str) -> str:
-    return urlsplit(url).path
+    """Empty for what is no address: the header is the client's."""
+    try:
+        return urlsplit(url).path
+    except ValueError:
+        return ""
 
 
 async def form(request: Request) -> dict[str, str]:
@@ -147,11 +152,12 @@ async def fields(request: Request) -> dict[str, list[str]]:
 
     Raises HTTPException 422 for more than `MAX_FIELDS`.
     """
-    text = (await request.body()).decode(errors="replace").replace("%00", "")
+    text = (await request.body()).decode(errors="replace")
     try:
-        return parse_qs(text, keep_blank_values=True, max_num_fields=MAX_FIELDS)
+        found = parse_qs(text, keep_blank_values=True, max_num_fields=MAX_FIELDS)
     except ValueError as exc:
         raise HTTPException(422, f"form: {exc}") from exc
+    return {name: [value.replace("\0", "") for value in values] for name, values in found.items()}
 
 
 class PageRoute(APIRoute):

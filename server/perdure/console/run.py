@@ -6,7 +6,6 @@ import re
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-import orjson
 from fastapi import APIRouter, Query, Request, Response
 from starlette.exceptions import HTTPException
 
@@ -14,18 +13,16 @@ from perdure.api.context import EngineDep
 from perdure.api.fields import RunId, ThreadId
 from perdure.api.gate import DeleteThread, GateDep, ReadThread, UpdateThread
 from perdure.console import waterfall
+from perdure.console.bounds import bounded
 from perdure.console.pages import PageRoute, done, form, link, page
 from perdure.console.shown import short
 from perdure.engine import control, rundetail, runs, stop, timeline
 from perdure.engine.core import Engine
 from perdure.engine.errors import RunFinished, RunNotFound
-from perdure.engine.jsonable import dumps
 
 router = APIRouter(prefix="/console/runs", include_in_schema=False, route_class=PageRoute, tags=["console"])
 
 PER_PAGE = 100
-MOST_SHOWN = 200_000
-"""Characters of JSON up to which a value is shown as a tree; a larger one is a text, cut."""
 MOST_ERRORS = 20_000
 Tab = Literal["timeline", "values", "events", "graph"]
 TABS: dict[Tab, str] = {"timeline": "Timeline", "values": "Input and output", "events": "Events", "graph": "Graph"}
@@ -90,20 +87,12 @@ async def _values(engine: Engine, thread_id: UUID, run_id: UUID) -> dict[str, An
     config: dict[str, Any] = kwargs.get("config") or {}
     shown = {name: config[name] for name in ("configurable", "tags", "recursion_limit") if config.get(name)}
     return {
-        "given": {name: _bounded(value) for name, value in given.items()},
-        "config": _bounded(shown) if shown else None,
-        "metadata": _bounded(record["metadata"]),
+        "given": {name: bounded(value) for name, value in given.items()},
+        "config": bounded(shown) if shown else None,
+        "metadata": bounded(record["metadata"]),
         "ended": ended,
-        "output": _bounded(output),
+        "output": bounded(output),
     }
-
-
-def _bounded(value: Any) -> Any:
-    """A value that is too large for a tree as the beginning of its JSON."""
-    text = dumps(value)
-    if len(text) <= MOST_SHOWN:
-        return orjson.loads(text)
-    return text[:MOST_SHOWN].decode(errors="replace")
 
 
 async def _lit(engine: Engine, run: dict[str, Any]) -> dict[str, str]:

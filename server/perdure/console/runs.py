@@ -148,7 +148,8 @@ async def change_runs(request: Request, engine: EngineDep, gate: GateDep) -> Res
     text = _told(run_ids, command, reasons)
     if len(found) > MAX_BULK:
         text += f" There are more: one click changes {MAX_BULK} at most."
-    return done(request, link("", "/console/runs", **dict(parse_qsl(query))), text)
+    kept = {name: value for name, value in parse_qsl(query) if name in Filter.model_fields}
+    return done(request, link("", "/console/runs", **kept), text)
 
 
 def _ticked(values: list[str]) -> list[UUID]:

@@ -19,7 +19,7 @@ from perdure.api.fields import CronId
 from perdure.api.gate import DeleteCron, Gate, GateDep, ReadCron
 from perdure.console import jsonform
 from perdure.console.pages import PageRoute, done, form, page
-from perdure.console.shown import as_json
+from perdure.console.shown import MAX_TEXT, as_json
 from perdure.engine import crons
 from perdure.engine.errors import InvalidInput, ThreadNotFound
 from perdure.engine.schedule import next_tick
@@ -204,20 +204,21 @@ def _options(given: dict[str, str]) -> dict[str, Any]:
         "timezone": given.get("timezone", "").strip() or None,
         "end_time": given.get("end_time", "").strip() or None,
         "enabled": given.get("enabled") == "true",
-        "input": jsonform.json_of(given.get("input", "").strip() or "null", "input"),
+        **({"input": jsonform.json_of(given["input"].strip() or "null", "input")} if "input" in given else {}),
         **({"multitask_strategy": multitask} if multitask else {}),
     }
 
 
 def _given(cron: dict[str, Any]) -> dict[str, str]:
-    """The form of a cron as it is."""
+    """The form of a cron as it is; without its input if that is too large to be edited on a page."""
     payload, end = cron["payload"], cron["end_time"]
+    text = as_json(payload.get("input"), MAX_TEXT + 1)
     return {
         "schedule": cron["schedule"],
         "timezone": cron["timezone"] or "UTC",
         "end_time": end.astimezone(UTC).isoformat(timespec="seconds") if end else "",
         "enabled": "true" if cron["enabled"] else "",
-        "input": as_json(payload.get("input"), 10**9),
+        **({"input": text} if len(text) <= MAX_TEXT else {}),
         "on_run_completed": cron["on_run_completed"] or "",
         "multitask_strategy": payload.get("multitask_strategy") or "enqueue",
     }

@@ -40,7 +40,7 @@ def duration(seconds: float | timedelta | None) -> str:
 
 
 def when(moment: datetime | None) -> Markup | str:
-    """How long ago, or in how long; the exact time on hovering. `time.js` keeps it right while the page is open."""
+    """How long ago, or in how long; the exact time on hovering. `elements.js` keeps it right while the page is open."""
     if moment is None:
         return NONE
     utc = moment.astimezone(UTC)

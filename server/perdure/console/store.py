@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import Field
 
 from perdure.api import schemas
 from perdure.api import store as routes
@@ -39,7 +40,7 @@ async def browse_store(
     key: Annotated[str | None, Query(max_length=4000)] = None,
     query: Words = None,
     filter: Words = None,
-    offset: Annotated[int | None, Blank, Query(ge=0, le=MAX_OFFSET)] = None,
+    offset: Annotated[Annotated[int, Field(ge=0, le=MAX_OFFSET)] | None, Blank, Query()] = None,
     after: Words = None,
     level: Words = None,
 ) -> Response:

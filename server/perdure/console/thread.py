@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import Field
 
 from perdure.api.context import EngineDep
 from perdure.api.gate import ReadThread
@@ -34,7 +35,7 @@ async def show_thread(
     thread_id: ReadThread,
     engine: EngineDep,
     tab: Annotated[Tab | None, Blank, Query()] = None,
-    messages: Annotated[int | None, Blank, Query(ge=0, le=10**9)] = None,
+    messages: Annotated[Annotated[int, Field(ge=0, le=10**9)] | None, Blank, Query()] = None,
     before: Word = None,
     checkpoint: Word = None,
     cursor: Word = None,

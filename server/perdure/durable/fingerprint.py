@@ -59,12 +59,8 @@ class Arguments:
         self._config: set[str] | None = None
 
     def fingerprint(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        bound = self._signature.bind(*args, **kwargs)
-        bound.apply_defaults()
         parts: dict[str, str] = {}
-        for name, value in bound.arguments.items():
-            if name in self._config_names() or isinstance(value, _INJECTED):
-                continue
+        for name, value in self.given(args, kwargs).items():
             try:
                 # The id tells apart two equal calls that one model answer asked for.
                 parts[name] = fingerprint(value.tool_call_id if isinstance(value, ToolRuntime) else value)
@@ -74,6 +70,17 @@ class Arguments:
                     "Pass plain data, or tell what identifies the call with @step(key=lambda ...: '...')"
                 ) from exc
         return fingerprint(parts)
+
+    def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a call by name, with defaults, without what the runtime injects. TypeError as a call."""
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        names = self._config_names()
+        return {
+            name: value
+            for name, value in bound.arguments.items()
+            if name not in names and not isinstance(value, _INJECTED)
+        }
 
     def _config_names(self) -> set[str]:
         """Parameters that LangChain fills with the RunnableConfig: a plain dict, known by its type only."""

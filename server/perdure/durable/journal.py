@@ -26,8 +26,8 @@ class Found(TypedDict):
     value: Any
     error: dict[str, Any] | None
     attempts: list[dict[str, Any]]
-    """`{"started_at": ISO 8601, "seconds": float, "error": {...}, "model": {...}, "undo": True}`, oldest
-    first; the last three where they apply: `undo` is a saga's."""
+    """`{"started_at": ISO 8601, "seconds": float, "error": {...}, "model": {...}, "undo": True, "input": {...}}`,
+    oldest first; the last four where they apply: `undo` is a saga's, `input` the first one's."""
     next_at: float | None
     """Unix seconds before which a retrying step is not to be tried again."""
 

@@ -11,9 +11,13 @@ from langchain_core.tools import BaseTool
 from langgraph.types import RetryPolicy
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from perdure.durable.brief import brief
 from perdure.durable.errors import TerminalError
 from perdure.durable.fingerprint import fingerprint, model_name
 from perdure.durable.once import DEFAULT_RETRY, Call, once, seconds
+
+SHOWN_MESSAGES = 3
+"""Of those that a call was given, the newest that a person who looks at the run is shown."""
 
 
 class DurableModel(AgentMiddleware[Any, Any, Any]):
@@ -69,7 +73,14 @@ class DurableModel(AgentMiddleware[Any, Any, Any]):
 
         tools = sorted(tool.name if isinstance(tool, BaseTool) else fingerprint(tool) for tool in request.tools)
         identity = fingerprint([model_name(request.model), tools, request.messages])
-        call = Call(self._step, execute, identity, retry=self._retry, timeout=self._timeout)
+        call = Call(
+            self._step,
+            execute,
+            identity,
+            retry=self._retry,
+            timeout=self._timeout,
+            given=lambda: brief({"messages": request.messages[-SHOWN_MESSAGES:], "of": len(request.messages)}),
+        )
         return _restored(await once(call), request)
 
     def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:

@@ -53,6 +53,8 @@ class Call:
     retry: RetryPolicy = DEFAULT_RETRY
     timeout: float | None = None
     """Seconds for each attempt."""
+    given: Callable[[], Any] | None = None
+    """The arguments in short, see `brief`; asked for only when the call is executed for the first time."""
 
 
 class Passed(BaseException):
@@ -168,6 +170,8 @@ async def _attempts(call: Call, row: _Row, effect_key: str) -> Any:
     while True:
         started, clock = datetime.now(UTC), time.monotonic()
         attempt: dict[str, Any] = {"started_at": started.isoformat(), **({"undo": True} if undoing.get() else {})}
+        if not row.attempts and call.given is not None:
+            attempt["input"] = call.given()  # before the body may change its arguments
         current_attempt = Running(effect_key, row.transaction)
         seen = ModelCalls()
         try:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 from langchain_core.runnables import Runnable
 from langgraph.types import RetryPolicy
 
+from perdure.durable.brief import brief
 from perdure.durable.fingerprint import Arguments
 from perdure.durable.once import DEFAULT_RETRY, Call, idempotency_key, once, seconds
 from perdure.durable.transaction import current
@@ -177,7 +178,9 @@ def _wrapped(
 
         given = key(*args, **kwargs) if callable(key) else key
         seen = arguments.fingerprint(args, kwargs) if given is None else ""
-        return await once(Call(name, execute, seen, given, retry, timeout))
+        return await once(
+            Call(name, execute, seen, given, retry, timeout, lambda: brief(arguments.given(args, kwargs)))
+        )
 
     _CODE.add(run.__code__)
     wrapped = functools.wraps(function)(run)

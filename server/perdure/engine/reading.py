@@ -31,6 +31,8 @@ MAX_CELL = 2_000
 """Characters of one value."""
 MAX_TOTAL = 1_000_000
 """Characters of all values, and of a plan."""
+CELL = 8
+"""Characters that an empty value counts for: a page of a million of them is large, too."""
 MAX_SQL = 20_000
 SECONDS = 5
 AT_ONCE = 4
@@ -251,14 +253,14 @@ async def _rows(conn: AsyncConnection[Any], text: str) -> Answer:
     total, cut = 0, False
     async with conn.cursor(name="perdure_sql") as cursor:
         await cursor.execute(query)
-        batch = max(1, MAX_TOTAL // (MAX_CELL * len(columns)))
+        batch = max(1, MAX_TOTAL // ((MAX_CELL + CELL) * len(columns)))
         while found := await cursor.fetchmany(batch):
             for row in found:
                 if len(rows) == MAX_ROWS or total > MAX_TOTAL:
                     return columns, rows, True
                 cut = cut or any(value is not None and len(value) > MAX_CELL for value in row)
                 rows.append([None if value is None else value[:MAX_CELL] for value in row])
-                total += sum(len(value) for value in rows[-1] if value)
+                total += sum(len(value or "") + CELL for value in rows[-1])
     return columns, rows, cut
 
 

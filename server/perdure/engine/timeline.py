@@ -47,8 +47,8 @@ async def read(
     around it), `n`, `call`, `key`, `attempts`, `started_at`, `ended_at`, `seconds`, `error`, `next_at`. A `child`
     names its thread and run; a `wait` has `until`; a `question` its `interrupt_id` and `deadline`; a `model` tells
     which `model`, `model_calls`, `input_tokens`, `output_tokens`, `first_token_seconds` and `cost` (USD), of all its
-    attempts. With `values` also `value`, and of a question `question`; what is too long is a text that begins like
-    its JSON, with `truncated`.
+    attempts. With `values` also `value` and `input` (what it was given, in short; of models the newest messages),
+    and of a question `question`; a `value` that is too long is a text that begins like its JSON, with `truncated`.
 
     Raises RunNotFound.
     """
@@ -65,14 +65,16 @@ async def read(
     for entry in page:
         if entry["kind"] == "model":
             entry |= _model(entry["attempts"], known)
-        value = entry.pop("value")
+        value, given = entry.pop("value"), entry.pop("input")
         if values:
+            entry["input"] = given
             entry |= _shown("question" if entry["kind"] == "question" else "value", value)
     return page, len(found) >= end and end <= MAX_ROWS
 
 
 def _step(row: dict[str, Any]) -> dict[str, Any]:
     attempts: list[dict[str, Any]] = row["attempts"]
+    given = next((attempt.pop("input") for attempt in attempts if "input" in attempt), None)
     value: Any = None
     if row["value_type"]:
         value = _UNREAD if row["value"] is None else _SERDE.loads_typed((row["value_type"], row["value"]))
@@ -98,6 +100,7 @@ def _step(row: dict[str, Any]) -> dict[str, Any]:
         "error": row["error"],
         "next_at": row["next_at"],
         "value": value,
+        "input": given,
     }
     if any("model" in attempt for attempt in attempts):
         entry["kind"] = "model"
@@ -173,6 +176,7 @@ def _question(row: dict[str, Any]) -> dict[str, Any]:
         "interrupt_id": row["interrupt_id"],
         "deadline": row["deadline"],
         "value": {"question": row["question"], "answer": row["answer"]},
+        "input": None,
     }
 
 
