@@ -32,7 +32,7 @@ def until(place: str, name: str, least: float, **labels: str) -> Sample:
     end = time.monotonic() + 20
     while value(shown := read(httpx.get(place, timeout=20).text), name, **labels) < least:
         assert time.monotonic() < end, shown
-        time.sleep(0.02)
+        time.sleep(0.02)  # the counters of another process can only be asked again
     return shown
 
 

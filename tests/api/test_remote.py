@@ -165,7 +165,7 @@ def test_a_child_over_there_is_waited_for_asked_cancelled_and_its_failure_told(p
     # a question over there does not end it; the answer is given over there
     run = pair.call("ask", key="session")
     (question,) = eventually(lambda: pair.get("far", "/interrupts?status=open"))
-    time.sleep(0.5)
+    time.sleep(0.5)  # that something does not happen has no condition to wait for: it had time to
     assert pair.run(run)["status"] == "running"
     pair.post("far", f"/interrupts/{question['token']}/resolve", {"yes": True})
     assert pair.result(run)["out"] == {"out": {"yes": True}}

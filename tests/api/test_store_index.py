@@ -96,7 +96,7 @@ def test_another_size_of_vectors_ends_the_start_with_the_settings_name(
         end = time.monotonic() + 30
         while refused.popen.poll() is None:
             assert time.monotonic() < end, refused.output
-            time.sleep(0.05)
+            time.sleep(0.05)  # waits for the process to end, with a deadline
         assert refused.popen.returncode == 1
         assert "store.index.dims in langgraph.json is 4, but the vectors in the database have 3" in " ".join(
             refused.output.split()

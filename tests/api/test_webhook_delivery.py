@@ -36,7 +36,7 @@ async def reply(state: State) -> State:
 
 
 async def block(state: State) -> State:
-    time.sleep(4)
+    time.sleep(4)  # the node itself is what is tested: it holds the event loop of the attempts
     return {}
 
 

@@ -111,7 +111,7 @@ def test_signal_stops_and_removes_everything(
     assert psutil.wait_procs(children, timeout=1)[1] == []
     end = time.monotonic() + 5
     while left_of(folder) and time.monotonic() < end:
-        time.sleep(0.05)
+        time.sleep(0.05)  # looks at the folder again
     assert left_of(folder) == []
 
 

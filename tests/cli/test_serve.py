@@ -67,7 +67,7 @@ def test_signal_ends_open_streams_and_stops_everything_in_seconds(
 @pytest.mark.parametrize("after", [0.3, 1.5])
 def test_signal_while_starting_stops_everything(launch: Launch, folder: Path, after: float) -> None:
     process = serve(launch, folder)
-    time.sleep(after)
+    time.sleep(after)  # a signal in the middle of the start: any moment of it must be safe
     code = process.stop()
     assert code in (0, -signal.SIGTERM)  # the latter: before Python had come as far as our handler
     assert postgres_of(folder) == []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from tests.conftest import ROOT
 from tests.console.conftest import Replicas, axe, key_of, opening, replicate, session
@@ -72,7 +72,7 @@ def test_page_looks_right(browser: Browser, places: tuple[str, Seeded, Path], na
     with opening(browser, url) as open_page:
         page = open_page(PAGES[name](seeded), **LOOKS[look], allow=("404",) if name == "missing" else ())
         page.locator("main h1").first.wait_for()
-        page.wait_for_function("!document.querySelector('agent-graph') || document.querySelector('agent-graph svg')")
+        expect(page.locator("agent-graph:not(:has(svg))")).to_have_count(0)  # all graphs are drawn
         width, height = page.evaluate("[innerWidth, document.documentElement.scrollHeight]")
         top = {"x": 0, "y": 0, "width": width, "height": min(height, HIGHEST)}
         page.screenshot(path=folder / f"{name}-{look}.png", full_page=True, clip=top)  # type: ignore[arg-type]

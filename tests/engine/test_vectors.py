@@ -23,6 +23,7 @@ from perdure.engine.embedding import Embedder, Index, configured
 from perdure.engine.errors import EmbeddingFailed, InvalidInput
 from perdure.engine.registry import ConfigError, Registry
 from perdure.engine.store import Store
+from tests.conftest import eventually
 
 WORDS = ("cat", "dog", "sea")
 
@@ -257,3 +258,29 @@ def test_an_embedder_that_cannot_be_loaded_is_named_at_the_start(
     with pytest.raises(ConfigError, match=r"store\.index\.embed") as caught:
         Registry.load(file)
     assert says in str(caught.value)
+
+
+SLOW = """
+CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); RETURN NEW; END $$;
+CREATE TRIGGER slow BEFORE INSERT ON store_vectors FOR EACH ROW EXECUTE FUNCTION slow();
+"""
+SLEEPING = "FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+
+
+async def test_a_connection_that_dies_between_an_item_and_its_vectors_leaves_both_as_they_were(dsn: str) -> None:
+    """The item and the removal of its old vectors have been executed; the new vectors are being written."""
+    async with opened(dsn) as store:
+        await store.aput(("n",), "a", {"text": "cat"})
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            conn.execute(SLOW)
+            writing = asyncio.create_task(store.aput(("n",), "a", {"text": "dog"}))
+            await asyncio.to_thread(
+                eventually, lambda: conn.execute("SELECT count(*) " + SLEEPING).fetchone(), lambda row: row == (1,)
+            )
+            conn.execute("SELECT pg_terminate_backend(pid) " + SLEEPING)
+            with pytest.raises(psycopg.OperationalError):
+                await writing
+            assert conn.execute("SELECT value FROM store").fetchall() == [({"text": "cat"},)]
+        assert rows(dsn) == [("a", "text")]
+        (item,) = await store.asearch(("n",), query="cat")
+        assert (item.score or 0) > 0.9

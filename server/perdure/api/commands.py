@@ -99,7 +99,7 @@ async def execute(gate: Gate, thread_id: UUID, ident: int, method: str, params: 
         return failure(ident, code, str(exc))
     except (HTTPException, Auth.exceptions.HTTPException) as exc:  # an auth handler refused
         return failure(ident, "unknown_error", str(exc.detail))
-    except Exception:
+    except Exception:  # the edge of a command: its answer is an envelope, so `errors.Guard` would see nothing
         log.exception("command_failed", method=method)
         return failure(ident, "unknown_error", "Internal Server Error")
 

@@ -26,7 +26,6 @@ PER_PAGE = 100
 MOST_ERRORS = 20_000
 Tab = Literal["timeline", "values", "events", "graph"]
 TABS: dict[Tab, str] = {"timeline": "Timeline", "values": "Input and output", "events": "Events", "graph": "Graph"}
-ACTIVE = ("pending", "running", "suspended", "paused")
 _NAMES = re.compile(r"([^|:]+):[0-9a-f-]{36}")
 
 
@@ -69,7 +68,7 @@ async def show_run(
 
 def possible(run: dict[str, Any]) -> set[str]:
     """What can be done to a run in its present state."""
-    if run["status"] not in ACTIVE:
+    if run["status"] not in runs.ACTIVE:
         return {"restart", "delete"}
     found = {"cancel", "kill"}
     found.add("resume" if run["status"] == "paused" else "pause")

@@ -22,14 +22,13 @@ from perdure.console.pages import PageRoute, done, fields, link, page
 from perdure.engine import control, runlist
 from perdure.engine.core import Engine
 from perdure.engine.errors import InvalidInput
+from perdure.engine.runs import ACTIVE, ENDED
 
 router = APIRouter(prefix="/console/runs", include_in_schema=False, route_class=PageRoute, tags=["console"])
 
 PER_PAGE = 50
 MAX_BULK = 500
 """Runs that one click changes."""
-ACTIVE = ("pending", "running", "suspended", "paused")
-ENDED = ("success", "error", "timeout", "interrupted")
 COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cancel": ("cancelled", ACTIVE),
     "retry": ("tried again", ("pending",)),

@@ -17,11 +17,11 @@ from perdure.console.pages import PageRoute, link, page
 from perdure.engine import interrupts, lineup, runlist, state, threads
 from perdure.engine.core import Engine
 from perdure.engine.errors import CheckpointNotFound
+from perdure.engine.runs import ENDED
 
 router = APIRouter(prefix="/console", include_in_schema=False, route_class=PageRoute, tags=["console"])
 
 Tab = Literal["chat", "state", "history", "runs"]
-ENDED = ["success", "error", "timeout", "interrupted"]
 RUNS = 30
 LINE = 100
 QUESTIONS = 20
@@ -54,7 +54,7 @@ async def show_thread(
     elif tab == "history":
         shown |= await _history(engine, thread, before, checkpoint)
     else:
-        past = await runlist.find_runs(engine, thread_id=thread_id, status=ENDED, cursor=cursor, limit=RUNS)
+        past = await runlist.find_runs(engine, thread_id=thread_id, status=list(ENDED), cursor=cursor, limit=RUNS)
         shown |= {"line": await lineup.line(engine, thread_id, limit=LINE + 1), "past": past, "most": LINE}
     agent = thread["metadata"].get("graph_id")
     return page(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, LiteralString
 from perdure.engine import access, places, prices, runlist, workers
 from perdure.engine.access import Within
 from perdure.engine.prices import Prices
+from perdure.engine.runs import ACTIVE, ENDED
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine
@@ -27,8 +28,6 @@ LOOKED = 10_000
 BUCKETS = 120
 MAX_HOURS = 24 * 90
 
-ACTIVE = ("pending", "running", "suspended", "paused")
-ENDED = ("success", "error", "timeout", "interrupted")
 CALLS = ("calls", "input_tokens", "output_tokens")
 
 OWN: LiteralString = "(%(within)s::jsonb IS NULL OR " + runlist.OWN + ")"

@@ -123,7 +123,7 @@ def _key(key: Any) -> str:
         return {None: "null", True: "true", False: "false"}[key]
     try:
         return _text(str(_unfold(key) if isinstance(key, datetime | bytes) else key))
-    except Exception:
+    except Exception:  # an author's __str__ may do anything, and an answer must come out
         return f"<{type(key).__name__}>"
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from perdure.engine.core import Engine
 
 ACTIVE = ("pending", "running", "suspended", "paused")
+ENDED = ("success", "error", "timeout", "interrupted")
 
 COLUMNS: LiteralString = (
     "run_id, thread_id, assistant_id, created_at, updated_at, status, metadata, kwargs, multitask_strategy, "

@@ -138,7 +138,7 @@ class VectorStore(AsyncPostgresStore):
 
 
 class _Known(Embeddings):
-    """Gives upstream the vectors that were made before."""
+    """Gives upstream the vectors that were made before. Its synchronous half is abstract and never called."""
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         known = _known.get()
