@@ -29,6 +29,33 @@ STOP_SECONDS = 30.0
 WAIT_SECONDS = 30.0
 
 
+SERVERS = ("guarded", "replicas", "wire", "live")
+"""Fixtures of servers that many tests share. Each is started by one test process only: idle servers cost time, too."""
+
+FIRST = (
+    *SERVERS,
+    *(f"tests/{name}.py" for name in ("console/test_screenshots", "test_guide", "test_notebooks", "console/test_run")),
+    *(f"tests/{name}.py" for name in ("graphs/test_kills", "cli/test_commands", "wire/test_mcp", "test_bench")),
+)
+"""What takes longest; whoever came to it last would leave the other processes with nothing to do."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests one process takes together, for `--dist loadgroup`: those of a server, else those of a file."""
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        fixtures: list[str] = getattr(item, "fixturenames", [])
+        group = next((name for name in SERVERS if name in fixtures), file)
+        if not file.startswith("tests/crash/"):  # nothing is shared there, and each takes long
+            item.add_marker(pytest.mark.xdist_group(group))
+        item.stash[PLACE] = next((n for n, name in enumerate(FIRST) if name in (group, file)), len(FIRST))
+    items.sort(key=lambda item: item.stash[PLACE])
+
+
+PLACE = pytest.StashKey[int]()
+
+
 @pytest.fixture(scope="session")
 def database_url() -> Iterator[str]:
     """A PostgreSQL server: TEST_DATABASE_URL, DATABASE_URL, or an embedded one in a temporary directory."""

@@ -4,22 +4,25 @@ Each test's pages are watched: an error in the browser's console, a request to a
 event stream on one page fails the test, whatever it is about.
 """
 
+import asyncio
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-import orjson
 import pytest
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
+from perdure.engine import keys
+from perdure.engine.db import connect
 from tests.conftest import ROOT, START_SECONDS, Database, Process, clean_environment
 from tests.console.balancer import Balancer
 
@@ -99,13 +102,15 @@ def guarded(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield found
 
 
-def key_of(replicas: Replicas, owner: str) -> dict[str, str]:
+def key_of(replicas: Replicas, owner: str) -> dict[str, Any]:
     """A new key: its record, and `key`, what to send as x-api-key."""
-    command = [sys.executable, "-m", "perdure.cli", "keys", "create", f"key of {owner}", "--owner", owner, "--json"]
-    given = subprocess.run(
-        command, env=clean_environment(DATABASE_URL=replicas.dsn), check=True, capture_output=True, timeout=60
-    )
-    return orjson.loads(given.stdout)
+
+    async def create() -> dict[str, Any]:
+        async with await connect(replicas.dsn) as conn:
+            return await keys.create(conn, name=f"key of {owner}", owner=owner)
+
+    with ThreadPoolExecutor(1) as elsewhere:  # Playwright's event loop runs in this thread
+        return elsewhere.submit(asyncio.run, create()).result()
 
 
 def session(replicas: Replicas, key: str) -> dict[str, str]:

@@ -201,7 +201,7 @@ def test_long_runs_go_page_by_page(api: httpx.Client, replicas: Replicas, open_p
         conn.execute(
             "INSERT INTO steps (thread_id, scope, name, identity, n, call, run_id, status, created_at, updated_at) "
             "SELECT thread_id, 'model:' || gen_random_uuid(), 'many', g::text, 0, g, run_id, 'done', "
-            "created_at + g * interval '1 ms', created_at + g * interval '1 ms' "
+            "ended_at + g * interval '1 ms', ended_at + g * interval '1 ms' "
             "FROM runs, generate_series(1, 3000) g WHERE run_id = %s",
             (run_id,),
         )

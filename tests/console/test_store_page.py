@@ -10,8 +10,8 @@ import psycopg
 import pytest
 from playwright.sync_api import expect
 
-from perdure.engine import browsing
 from perdure.engine.core import Engine
+from perdure.engine.views import browsing
 from tests.console.conftest import Open, Replicas, axe, key_of, session
 
 TOO_WIDE = "document.documentElement.scrollWidth > innerWidth"

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,6 +99,18 @@ def test_a_key_makes_no_better_keys_than_it_is(guarded: Replicas) -> None:
         assert "364 d" not in answer.text
 
 
+def test_a_form_that_is_sent_twice_makes_one_key(guarded: Replicas) -> None:
+    """As browsers do when somebody reloads the page that shows the key."""
+    with httpx.Client(base_url=guarded.url, headers={"x-api-key": key_of(guarded, "jo")["key"]}) as jo:
+        found = re.search(r'name="id" value="([0-9a-f-]{36})"', jo.get("/console/keys").text)
+        assert found is not None
+        form = {"name": "twice", "id": found[1]}
+        answers = [jo.post("/console/keys", data=form) for _ in range(2)]
+        assert [one.status_code for one in answers] == [200, 409]
+        assert "This key has been made already" in answers[1].text
+        assert jo.get("/console/keys").text.count("twice") == 2  # its name, and the question before it is revoked
+
+
 def test_nobody_sees_or_revokes_the_keys_of_others_but_administrators(browser: Browser, guarded: Replicas) -> None:
     made = key_of(guarded, "gina")
     for owner, sees in (("hans", False), ("ann", True)):
@@ -114,6 +127,7 @@ def test_nobody_sees_or_revokes_the_keys_of_others_but_administrators(browser: B
     ("form", "told"),
     [
         ({"name": ""}, "name"),
+        ({"name": "x", "id": "1"}, "id"),
         ({"name": "x" * 201}, "name"),
         ({"name": "x", "days": "-1"}, "days"),
         ({"name": "x", "days": "nan"}, "days"),

@@ -7,7 +7,8 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send, interrupt
 from typing_extensions import TypedDict
 
-from perdure.engine import interrupts, rundetail, sweeper
+from perdure.engine import interrupts, sweeper
+from perdure.engine.views import questions, rundetail
 from tests.engine.conftest import Lab
 from tests.engine.test_sweeper import registered
 
@@ -84,7 +85,7 @@ async def test_nodes_are_told_from_checkpoints_with_their_number_and_end(lab: La
         ("part", 2, "done"),
         ("ask", 1, "question"),
     ]
-    (question,) = await interrupts.search(lab.engine, status="open", thread_id=thread)
+    (question,) = await questions.search(lab.engine, status="open", thread_id=thread)
     second = await interrupts.resolve(lab.engine, question["token"], "yes")
     waiting = (await story(lab, second))["nodes"]
     assert waiting == []  # it has not started

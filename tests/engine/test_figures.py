@@ -8,9 +8,10 @@ import pytest
 from langgraph.graph import END, START, StateGraph
 from typing_extensions import TypedDict
 
-from perdure.engine import diagnosis, figures, finding, runlist, threadlist, workers
+from perdure.engine import diagnosis, finding
 from perdure.engine.errors import InvalidInput
 from perdure.engine.registry import Registry
+from perdure.engine.views import figures, runlist, threadlist, workers
 
 
 class State(TypedDict, total=False):

@@ -6,7 +6,8 @@ from typing import Any, LiteralString
 import psycopg
 import pytest
 
-from perdure.engine import crons, interrupts
+from perdure.engine import crons
+from perdure.engine.views import questions
 
 LOAD: tuple[LiteralString, ...] = (
     "SET session_replication_role = replica",
@@ -61,8 +62,8 @@ def test_a_page_of_the_inbox_reads_about_what_it_shows(loaded: psycopg.Connectio
     row = loaded.execute("SELECT created_at AS before, token FROM interrupts WHERE token = 't50000'").fetchone()
     assert row is not None
     params = {**ALL, "before": row[0], "before_token": row[1], "limit": 51}
-    wanted: list[LiteralString] = [part for name, part in interrupts.FILTERS.items() if name in given]
-    query = interrupts.SEARCH + " AND ".join(["true", *wanted]) + interrupts.NEWEST
+    wanted: list[LiteralString] = [part for name, part in questions.FILTERS.items() if name in given]
+    query = questions.SEARCH + " AND ".join(["true", *wanted]) + questions.NEWEST
     assert rows_read(loaded, query, params) <= 100
 
 

@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 
 from perdure.engine import assistants, control, finding, interrupts, state, stop, threads
 from perdure.engine.errors import InvalidInput, QuestionClosed, QuestionNotFound
+from perdure.engine.views import questions
 
 PAST = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
 FUTURE = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
@@ -81,7 +82,7 @@ async def ask(lab, graph: str = "default", **given: Any) -> tuple[Any, list[dict
 
 
 async def open_questions(lab, thread: Any) -> list[dict[str, Any]]:
-    found = await interrupts.search(lab.engine, thread_id=thread, status="open")
+    found = await questions.search(lab.engine, thread_id=thread, status="open")
     return sorted(found, key=lambda row: row["question"]["question"])
 
 
@@ -90,7 +91,7 @@ async def values(lab, thread: Any) -> Any:
 
 
 async def statuses(lab, thread: Any) -> list[str]:
-    found = await interrupts.search(lab.engine, thread_id=thread)
+    found = await questions.search(lab.engine, thread_id=thread)
     return [row["status"] for row in sorted(found, key=lambda row: row["created_at"])]
 
 
@@ -386,7 +387,7 @@ async def test_questions_are_found_by_status_agent_and_thread_newest_first_in_pa
     await interrupts.resolve(lab.engine, first["token"], 1)
 
     async def tokens(**given: Any) -> list[str]:
-        return [row["token"] for row in await interrupts.search(lab.engine, **given)]
+        return [row["token"] for row in await questions.search(lab.engine, **given)]
 
     everything = await tokens()
     assert everything[-1] == first["token"]

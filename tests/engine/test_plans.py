@@ -13,9 +13,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from perdure.engine import figures, places, runlist, threadlist, workers
 from perdure.engine.core import Engine
 from perdure.engine.registry import Registry
+from perdure.engine.views import figures, places, runlist, threadlist, workers
 
 MANY = 100_000
 BIG = {"runs", "threads", "steps", "interrupts", "run_events"}

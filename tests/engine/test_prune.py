@@ -14,6 +14,7 @@ from perdure.engine import control, finding, interrupts, prune, state, stop, thr
 from perdure.engine.errors import Conflict, LeaseLost, ThreadBusy
 from perdure.engine.groupcommit import Write
 from perdure.engine.ttl import Ttl
+from perdure.engine.views import questions
 
 
 class State(TypedDict, total=False):
@@ -89,7 +90,7 @@ async def test_only_the_newest_checkpoint_and_what_it_needs_is_left(lab):
 
 async def test_a_question_in_a_subgraph_can_be_answered_after_pruning(lab):
     thread = await worked(lab, "in", graph="nested")
-    (question,) = await interrupts.search(lab.engine, thread_id=thread, status="open")
+    (question,) = await questions.search(lab.engine, thread_id=thread, status="open")
     before = await stored(lab, thread)
     await prune.prune(lab.engine, [thread], "keep_latest")
     after = await stored(lab, thread)

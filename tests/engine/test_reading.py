@@ -14,10 +14,11 @@ from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
 from typing_extensions import TypedDict
 
-from perdure.engine import keys, queries, reading
+from perdure.engine import keys, queries
 from perdure.engine.core import Engine
 from perdure.engine.db import connect
 from perdure.engine.errors import EngineError, Forbidden, InvalidInput, QueryNotFound, SqlOff
+from perdure.engine.views import reading
 
 
 class State(TypedDict, total=False):

@@ -24,6 +24,7 @@ from perdure.engine import calling, children, interrupts, orphans, queue, remote
 from perdure.engine.calling import Caller, server_keys
 from perdure.engine.errors import InvalidInput, LeaseLost, QuestionClosed
 from perdure.engine.registry import ConfigError
+from perdure.engine.views import questions
 
 SECRET = "whsec_" + base64.b64encode(b"a secret of the tests, 32 bytes.").decode()
 DUE = "UPDATE remote_calls SET next_at = now() WHERE next_at IS NOT NULL"
@@ -766,7 +767,7 @@ async def test_the_outcome_of_a_child_in_a_session_is_its_own_not_that_of_an_ans
     await lab.work()
     second = await lab.enqueue(await lab.thread(), {"key": "s", "server": "quiet"})
     await lab.work()
-    (question,) = await interrupts.search(lab.engine, status="open")
+    (question,) = await questions.search(lab.engine, status="open")
     await interrupts.resolve(lab.engine, question["token"], "one")
     await lab.work()
     outs = [(await runs.result(lab.engine, run["thread_id"], run["run_id"]))["out"] for run in (first, second)]
@@ -797,9 +798,9 @@ async def test_a_cancelled_caller_cancels_who_goes_on_for_its_child_and_withdraw
     lab.graph = "delegate"
     run = await lab.enqueue(await lab.thread(), {})
     await lab.work()
-    (question,) = await interrupts.search(lab.engine, status="open")
+    (question,) = await questions.search(lab.engine, status="open")
     await stop.cancel(lab.engine, run["thread_id"], run["run_id"])
-    assert await interrupts.search(lab.engine, status="open") == []
+    assert await questions.search(lab.engine, status="open") == []
     with pytest.raises(QuestionClosed):
         await interrupts.resolve(lab.engine, question["token"], "late")
     child = await threads.get(lab.engine, question["thread_id"])
@@ -811,7 +812,7 @@ async def test_a_cancelled_caller_cancels_who_goes_on_for_its_child_and_withdraw
 
     run = await lab.enqueue(await lab.thread(), {})
     await lab.work()
-    (question,) = await interrupts.search(lab.engine, status="open")
+    (question,) = await questions.search(lab.engine, status="open")
     answer = await interrupts.resolve(lab.engine, question["token"], "yes")
     assert (await lab.run(answer))["parent_run_id"] == run["run_id"]
     await stop.cancel(lab.engine, run["thread_id"], run["run_id"])
@@ -823,7 +824,7 @@ async def test_new_input_that_supersedes_the_question_of_a_child_is_a_cancelled_
     lab.graph = "delegate"
     run = await lab.enqueue(await lab.thread(), {})
     await lab.work()
-    (question,) = await interrupts.search(lab.engine, status="open")
+    (question,) = await questions.search(lab.engine, status="open")
     await lab.enqueue(question["thread_id"], {"key": "other"}, assistant="local")
     await lab.work()
     row = await lab.run(run)
@@ -854,7 +855,7 @@ async def test_outcome_for_another_server_is_read_without_waiting(calls: Calls) 
     assert look == {"status": "running", "output": None, "error": None}
     await lab.work()
     assert (await children.look(lab.engine, thread_id, run_id))["status"] == "running", "it asks a person"
-    (question,) = await interrupts.search(lab.engine, status="open")
+    (question,) = await questions.search(lab.engine, status="open")
     await interrupts.resolve(lab.engine, question["token"], "yes")
     await lab.work()
     assert await children.look(lab.engine, thread_id, run_id) == {
@@ -868,4 +869,4 @@ async def test_outcome_for_another_server_is_read_without_waiting(calls: Calls) 
     for _ in range(2):
         await orphans.abandon(lab.engine, other["thread_id"], other["run_id"])
     assert (await children.look(lab.engine, other["thread_id"], other["run_id"]))["status"] == "cancelled"
-    assert await interrupts.search(lab.engine, status="open") == []
+    assert await questions.search(lab.engine, status="open") == []

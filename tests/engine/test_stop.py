@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 from perdure import TerminalError, agent, approval, saga, sleep, step
 from perdure.engine import control, finding, interrupts, orphans, runs, stop
 from perdure.engine.errors import QuestionClosed
+from perdure.engine.views import questions
 
 done: list[str] = []
 broken: set[str] = set()
@@ -105,7 +106,7 @@ async def asked(lab, graph: str = "default") -> tuple[Any, dict[str, Any], str]:
     thread = await lab.thread()
     run = await lab.enqueue(thread, {"name": "ada"}, assistant=graph)
     await lab.work()
-    (question,) = await interrupts.search(lab.engine, thread_id=thread, status="open")
+    (question,) = await questions.search(lab.engine, thread_id=thread, status="open")
     assert await sagas(lab) == ["open"]
     return thread, run, question["token"]
 
@@ -224,7 +225,7 @@ async def test_cancelling_the_new_input_does_not_stop_the_undoing_and_asks_nothi
     after = await lab.enqueue(thread, {"name": "bob"}, assistant="echo")
     await lab.play(lab.attempt(await lab.claim_one()))  # gives way
     await stop.cancel(lab.engine, thread, after["run_id"])
-    assert await interrupts.search(lab.engine, thread_id=thread, status="open") == []
+    assert await questions.search(lab.engine, thread_id=thread, status="open") == []
     (undo,) = await compensating(lab, thread)
     await stop.cancel(lab.engine, thread, undo["run_id"])
     await lab.work()
@@ -337,7 +338,7 @@ async def asking_child(lab) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     await lab.work()
     child = await lab.one("SELECT * FROM runs WHERE parent_run_id = %(id)s", id=parent["run_id"])
     assert [(await lab.run(run))["status"] for run in (parent, child)] == ["suspended", "success"]
-    assert await interrupts.search(lab.engine, thread_id=child["thread_id"], status="open")
+    assert await questions.search(lab.engine, thread_id=child["thread_id"], status="open")
     return thread, parent, child
 
 
@@ -347,7 +348,7 @@ async def test_a_child_that_asks_inside_of_a_saga_undoes_it_when_its_parent_is_c
     await {"cancel": stop.cancel, "kill": control.kill}[how](lab.engine, thread, parent["run_id"])
     await lab.work()
     assert done == ["book hotel ada", *(["cancel hotel ada"] if how == "cancel" else [])]
-    assert await interrupts.search(lab.engine, thread_id=child["thread_id"], status="open") == []
+    assert await questions.search(lab.engine, thread_id=child["thread_id"], status="open") == []
     assert await sagas(lab) == ["failed"]
     assert (await lab.thread_row(child["thread_id"]))["status"] in ("idle", "interrupted")
     after = await lab.enqueue(child["thread_id"], {"name": "bob"}, assistant="echo")

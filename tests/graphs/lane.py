@@ -28,6 +28,7 @@ from perdure.engine.core import Engine
 from perdure.engine.errors import QuestionClosed
 from perdure.engine.newrun import NewRun
 from perdure.engine.registry import Registry
+from perdure.engine.views import questions
 from perdure.simulator import RunningSimulator, start
 from tests.conftest import ROOT, Database
 from tests.crash.fleet import Fleet, Nursery, WorkerProcess
@@ -177,7 +178,7 @@ class Lane:
             raise
 
     async def _answer(self, answer: Any) -> None:
-        for question in await interrupts.search(self.fleet.engine, status="open"):
+        for question in await questions.search(self.fleet.engine, status="open"):
             with suppress(QuestionClosed):  # its deadline has just passed
                 await interrupts.resolve(self.fleet.engine, question["token"], answer)
 

@@ -28,13 +28,14 @@ from perdure.api.fields import Multitask
 from perdure.api.gate import Gate, GateDep
 from perdure.api.sse import closing, event_stream, position, thread_frames
 from perdure.api.webhook import check_webhook
-from perdure.engine import children, events, interrupts, mailbox, runs, state, threads
+from perdure.engine import children, events, mailbox, runs, state, threads
 from perdure.engine.access import Within
 from perdure.engine.children import session_thread
 from perdure.engine.core import Engine
 from perdure.engine.errors import RunFinished, RunNotFound, ThreadNotFound
 from perdure.engine.hub import Event
 from perdure.engine.newrun import NewRun
+from perdure.engine.views import questions
 
 router = APIRouter(prefix="/agents/{agent}", route_class=JsonRoute, tags=["agents"])
 listing = APIRouter(route_class=JsonRoute, tags=["agents"])
@@ -147,9 +148,9 @@ async def answered(engine: Engine, request: Request, run: dict[str, Any]) -> Res
     if (await runs.get(engine, thread_id, run_id))["status"] == "interrupted":
         return error(409, "The run was cancelled", headers=headers, run_id=run_id)
     if "__interrupt__" in values:
-        asked = await interrupts.search(engine, status="open", thread_id=thread_id)
-        questions = [question for question in asked if question["run_id"] == run_id]
-        asking = {"run_id": run_id, "thread_id": thread_id, "interrupts": questions}
+        asked = await questions.search(engine, status="open", thread_id=thread_id)
+        own = [question for question in asked if question["run_id"] == run_id]
+        asking = {"run_id": run_id, "thread_id": thread_id, "interrupts": own}
         return Json(asking, 202, headers=headers)
     return Json(outcome, headers=headers)
 

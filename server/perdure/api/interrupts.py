@@ -13,6 +13,7 @@ from perdure.api.context import EngineDep
 from perdure.api.gate import Gate, GateDep
 from perdure.engine import interrupts
 from perdure.engine.errors import QuestionNotFound
+from perdure.engine.views import questions
 
 router = APIRouter(prefix="/interrupts", route_class=JsonRoute, tags=["interrupts"])
 
@@ -33,7 +34,7 @@ async def search_interrupts(
     """Questions, newest first."""
     about: dict[str, Any] = {"status": status, "agent": agent or None, "thread_id": thread_id, "limit": limit}
     within = await gate.allow("threads", "search", {**about, "offset": 0})
-    rows = await interrupts.search(engine, **about, cursor=cursor or None, within=within)
+    rows = await questions.search(engine, **about, cursor=cursor or None, within=within)
     return Json(rows)
 
 

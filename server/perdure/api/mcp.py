@@ -38,11 +38,12 @@ from perdure.api.jsonrpc import (
     unknown_method,
 )
 from perdure.api.sse import Live, closing
-from perdure.engine import assistants, events, interrupts, runs
+from perdure.engine import assistants, events, runs
 from perdure.engine.core import Engine
 from perdure.engine.errors import AssistantNotFound, EngineError, GraphNotFound, RunNotFound
 from perdure.engine.jsonable import dumps
 from perdure.engine.newrun import NewRun
+from perdure.engine.views import questions
 
 router = APIRouter(route_class=JsonRoute, tags=["mcp"])
 
@@ -254,11 +255,11 @@ async def _outcome(engine: Engine, run: dict[str, Any]) -> dict[str, Any]:
     if (await runs.get(engine, thread_id, run_id))["status"] == "interrupted":
         return _failed("The run was cancelled", **ids)
     if "__interrupt__" in values:
-        asked = await interrupts.search(engine, status="open", thread_id=thread_id)
-        questions = [question for question in asked if question["run_id"] == run_id]
-        texts = [_question(question) for question in questions]
+        asked = await questions.search(engine, status="open", thread_id=thread_id)
+        own = [question for question in asked if question["run_id"] == run_id]
+        texts = [_question(question) for question in own]
         text = "The agent waits for a person, and goes on when somebody has answered.\n" + "\n".join(texts)
-        return {**_content(text, {"status": "input_required", **ids, "interrupts": questions}), "isError": False}
+        return {**_content(text, {"status": "input_required", **ids, "interrupts": own}), "isError": False}
     return {**_content(dumps(values).decode(), values), "isError": False}
 
 

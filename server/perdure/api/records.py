@@ -128,7 +128,7 @@ class StateUpdated(BaseModel):
 
 
 class Step(BaseModel):
-    """An entry of a run's timeline; see `perdure.engine.timeline`."""
+    """An entry of a run's timeline; see `perdure.engine.views.timeline`."""
 
     name: str
     kind: Literal["model", "tool", "step", "wait", "child", "saga", "race", "messages", "question"]

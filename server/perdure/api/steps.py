@@ -12,7 +12,7 @@ from perdure.api.body import JsonRoute
 from perdure.api.context import EngineDep
 from perdure.api.fields import RunId
 from perdure.api.gate import ReadThread
-from perdure.engine import timeline
+from perdure.engine.views import timeline
 
 router = APIRouter(tags=["runs"], route_class=JsonRoute)
 

@@ -31,11 +31,11 @@ def sql(
 def _read(settings: Settings, statement: str) -> dict[str, Any]:
     from perdure import logs
     from perdure.app import database
-    from perdure.engine import reading
     from perdure.engine.core import Engine
     from perdure.engine.db import migrate
     from perdure.engine.errors import EngineError
     from perdure.engine.registry import Registry
+    from perdure.engine.views import reading
 
     async def read(dsn: str) -> dict[str, Any]:
         async with Engine.open(settings, Registry({}, {}), dsn, background=True) as engine:

@@ -13,9 +13,10 @@ from perdure.api.context import EngineDep
 from perdure.api.gate import Gate, GateDep
 from perdure.console.outline import outline
 from perdure.console.pages import PageRoute, page
-from perdure.engine import assistants, figures, versions
+from perdure.engine import assistants, versions
 from perdure.engine.core import Engine
 from perdure.engine.examples import Example
+from perdure.engine.views import figures
 
 router = APIRouter(prefix="/console", include_in_schema=False, route_class=PageRoute, tags=["console"])
 

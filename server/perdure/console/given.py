@@ -8,14 +8,14 @@ from fastapi import Query, Request
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from starlette.exceptions import HTTPException
 
-from perdure.api.body import BodyRefused, parse
 from perdure.api.errors import validation_detail
+from perdure.console import jsonform
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def _blank(value: Any) -> Any:
-    return None if value == "" else value
+    return value.strip() or None if isinstance(value, str) else value
 
 
 Blank = BeforeValidator(_blank)
@@ -27,12 +27,8 @@ Words = Annotated[Annotated[str, Field(max_length=4000)] | None, Blank, Query()]
 
 
 def json_of(request: Request, field: str, text: str) -> Any:
-    """The JSON value that a person has typed, with the API's limits. Raises HTTPException 422, naming the field."""
-    try:
-        return parse(text.encode(), max_depth=request.app.state.engine.settings.max_json_depth)
-    except BodyRefused as exc:
-        told = "this is not JSON" if "Invalid JSON" in str(exc) else str(exc)
-        raise HTTPException(422, f"{field}: {told}") from exc
+    """The JSON value that a person has typed, with the API's limits. Raises InvalidInput."""
+    return jsonform.json_of(text, field, max_depth=request.app.state.engine.settings.max_json_depth)
 
 
 def object_of(request: Request, field: str, text: str) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from uuid import UUID
 
 from perdure.console.chat import is_message, role_of, text_of
 from perdure.console.shown import clip
-from perdure.engine import branches, state
+from perdure.engine import state
 from perdure.engine.core import Engine
 from perdure.engine.jsonable import dumps, jsonable
+from perdure.engine.views import branches
 
 PAGE = 20
 MAX_LANES = 10

@@ -15,6 +15,7 @@ from perdure.console.pages import PageRoute, done, form, page
 from perdure.console.shown import clip
 from perdure.engine import interrupts
 from perdure.engine.errors import InvalidInput, QuestionClosed
+from perdure.engine.views import questions
 
 router = APIRouter(prefix="/console/inbox", include_in_schema=False, route_class=PageRoute, tags=["console"])
 
@@ -40,7 +41,7 @@ async def show_inbox(
         "limit": PER_PAGE + 1,
     }
     within = await gate.allow("threads", "search", {**about, "offset": 0})
-    rows = await interrupts.search(engine, **about, cursor=cursor or None, within=within)
+    rows = await questions.search(engine, **about, cursor=cursor or None, within=within, brief=True)
     return page(
         request,
         "inbox.html",
@@ -94,17 +95,18 @@ def _question(
     problem: str = "",
     given: dict[str, str] | None = None,
 ) -> Response:
+    text = answering.text_of(question["question"])
     link: str = question["url"]
     if not link.startswith(("http://", "https://")):  # PERDURE_PUBLIC_URL is not set
         link = str(request.base_url).rstrip("/") + link
     return page(
         request,
         "question.html",
-        title=clip(answering.text_of(question["question"]), 80),
+        title=clip(text, 80),
         live=question["thread_id"],
         status=status,
         asked=question,
-        text=answering.text_of(question["question"]),
+        text=text,
         forms=answering.forms(question["question"], given or {}) if question["status"] == "open" else None,
         signed=link,
         problem=problem,

@@ -10,7 +10,8 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
-from perdure.api.body import BodyRefused, parse
+from perdure.api.body import INVALID_JSON, BodyRefused, parse
+from perdure.console.outline import resolved
 from perdure.console.shown import MAX_TEXT
 from perdure.engine.errors import InvalidInput
 from perdure.engine.jsonable import jsonable
@@ -40,12 +41,12 @@ class Field:
 def of_schema(schema: Any, prefix: str = "value") -> list[Field]:
     """The fields of an object, or one for anything else."""
     whole = cast("Schema", schema) if isinstance(schema, dict) else {}
-    resolved = _resolved(whole, whole)
-    properties: Any = resolved.get("properties")
+    root = resolved(whole, whole)
+    properties: Any = root.get("properties")
     if not isinstance(properties, dict) or not 0 < len(cast("Schema", properties)) <= MAX_FIELDS:
-        title = resolved.get("title")
-        return [_field(resolved, whole, prefix, None, str(title) if title else "Answer", required=True)]
-    required: Any = resolved.get("required")
+        title = root.get("title")
+        return [_field(root, whole, prefix, None, str(title) if title else "Answer", required=True)]
+    required: Any = root.get("required")
     needed: list[Any] = cast("list[Any]", required) if isinstance(required, list) else []
     return [
         _field(one, whole, f"{prefix}.{key}", key, key, required=key in needed)
@@ -89,12 +90,12 @@ def filled(fields: list[Field], form: dict[str, str]) -> list[Field]:
     ]
 
 
-def json_of(text: str, label: str) -> Any:
+def json_of(text: str, label: str, max_depth: int = MAX_DEPTH) -> Any:
     """The value of a JSON text that a person has written. Raises InvalidInput for what the API would refuse."""
     try:
-        return parse(text.encode(), max_depth=MAX_DEPTH)
+        return parse(text.encode(), max_depth=max_depth)
     except BodyRefused as exc:
-        raise InvalidInput(label, f"must be JSON ({exc})") from exc
+        raise InvalidInput(label, "this is not JSON" if str(exc).startswith(INVALID_JSON) else str(exc)) from exc
 
 
 def _read(one: Field, form: dict[str, str]) -> Any:
@@ -174,27 +175,13 @@ def _choices(schema: Schema) -> list[tuple[str, str]]:
 
 def _without_null(given: Any, whole: Schema) -> tuple[Schema, bool]:
     """`X | None` as X; anything else that has alternatives as a schema without a type."""
-    schema = _resolved(given, whole)
+    schema = resolved(given, whole)
     options: Any = schema.get("anyOf", schema.get("oneOf"))
     if not isinstance(options, list):
         return schema, False
     rest = [one for one in cast("list[Any]", options) if one != {"type": "null"}]
     nullable = len(rest) < len(cast("list[Any]", options))
-    return (_resolved(rest[0], whole) if len(rest) == 1 else {}), nullable
-
-
-def _resolved(given: Any, whole: Schema) -> Schema:
-    """A reference into the same schema followed, a few times at most: it may lead in a circle."""
-    schema = cast("Schema", given) if isinstance(given, dict) else {}
-    for _ in range(8):
-        ref = schema.get("$ref")
-        if not isinstance(ref, str) or not ref.startswith("#/"):
-            break
-        found: Any = whole
-        for part in ref[2:].split("/"):
-            found = cast("Schema", found).get(part) if isinstance(found, dict) else None
-        schema = cast("Schema", found) if isinstance(found, dict) else {}
-    return schema
+    return (resolved(rest[0], whole) if len(rest) == 1 else {}), nullable
 
 
 def _json(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Query, Request, Response
 from starlette.exceptions import HTTPException
@@ -35,7 +35,10 @@ async def show_keys(request: Request, gate: GateDep, after: Annotated[UUID | Non
 
 @router.post("")
 async def create(request: Request, gate: GateDep, engine: EngineDep) -> Response:
-    """A new key. Only this answer has it: it is no redirect, and nobody keeps it."""
+    """A new key. Only this answer has it: it is no redirect, and nobody keeps it.
+
+    Each form brings the id of the key that it makes: sent again, it makes no second one (409).
+    """
     _only_with_keys(request)
     given = await form(request)
     admin = is_admin(request)
@@ -43,6 +46,7 @@ async def create(request: Request, gate: GateDep, engine: EngineDep) -> Response
         name = _text(given, "name")
         owner = _text(given, "owner") if admin and given.get("owner", "").strip() else gate.identity
         days, rate = _number(given, "days", MAX_DAYS), _number(given, "rate_limit", MAX_RATE, whole=True)
+        key_id = _id(given)
     except InvalidInput as exc:
         return await _keys(request, gate, problem=str(exc), given=given, status=422)
     async with engine.pool.connection() as conn, conn.transaction():
@@ -55,6 +59,7 @@ async def create(request: Request, gate: GateDep, engine: EngineDep) -> Response
             rate_limit=int(rate) if rate is not None else None,
             expires_at=None if days is None else datetime.now(UTC) + timedelta(days=days),
             by=None if admin else _signed_in_with(request),
+            key_id=key_id,
         )
     return await _keys(request, gate, made=made)
 
@@ -97,7 +102,7 @@ async def _keys(
         first=after is None,
         made=made,
         problem=problem,
-        given=given or {},
+        given={"id": str(uuid4()), **(given or {})},
         this=_signed_in_with(request),
         identity=gate.identity,
     )
@@ -130,6 +135,13 @@ def _text(given: dict[str, str], name: str) -> str:
     if not 0 < len(text) <= MAX_NAME:
         raise InvalidInput(name, f"must have 1 to {MAX_NAME} characters")
     return text
+
+
+def _id(given: dict[str, str]) -> UUID | None:
+    try:
+        return UUID(given["id"]) if given.get("id") else None
+    except ValueError as exc:
+        raise InvalidInput("id", "must be a UUID") from exc
 
 
 def _number(given: dict[str, str], name: str, most: int, *, whole: bool = False) -> float | None:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from perdure.api.context import EngineDep
 from perdure.api.gate import GateDep
 from perdure.console.pages import PageRoute, page
-from perdure.engine import figures
+from perdure.engine.views import figures
 
 router = APIRouter(prefix="/console", include_in_schema=False, route_class=PageRoute, tags=["console"])
 

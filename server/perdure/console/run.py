@@ -16,9 +16,10 @@ from perdure.console import waterfall
 from perdure.console.bounds import bounded
 from perdure.console.pages import PageRoute, done, form, link, page
 from perdure.console.shown import short
-from perdure.engine import control, rundetail, runs, stop, timeline
+from perdure.engine import control, runs, stop
 from perdure.engine.core import Engine
 from perdure.engine.errors import RunFinished, RunNotFound
+from perdure.engine.views import rundetail, timeline
 
 router = APIRouter(prefix="/console/runs", include_in_schema=False, route_class=PageRoute, tags=["console"])
 

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from starlette.exceptions import HTTPException
 
 from perdure.api import agents
@@ -18,11 +18,13 @@ from perdure.api.context import EngineDep
 from perdure.api.control import RunSearch, Status
 from perdure.api.fields import Moment, ThreadId
 from perdure.api.gate import Gate, GateDep
+from perdure.console.given import Blank
 from perdure.console.pages import PageRoute, done, fields, link, page
-from perdure.engine import control, runlist
+from perdure.engine import control
 from perdure.engine.core import Engine
 from perdure.engine.errors import InvalidInput
 from perdure.engine.runs import ACTIVE, ENDED
+from perdure.engine.views import runlist
 
 router = APIRouter(prefix="/console/runs", include_in_schema=False, route_class=PageRoute, tags=["console"])
 
@@ -38,12 +40,6 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
 """What can be done to many runs: the word for it, and the runs that it can be done to."""
 
 
-def _blank(value: Any) -> Any:
-    """An empty field of a form is no filter."""
-    return value.strip() or None if isinstance(value, str) else value
-
-
-Blank = BeforeValidator(_blank)
 Text = Annotated[Annotated[str, Field(max_length=200)] | None, Blank]
 
 

@@ -113,9 +113,15 @@ def clip(text: Any, length: int = 120) -> str:
 
 def as_json(value: Any, length: int = MAX_TEXT) -> str:
     """Indented JSON, cut after `length` characters."""
-    text = json.dumps(jsonable(value), indent=2, ensure_ascii=False)
-    text = text.encode(errors="replace").decode()
-    return text if len(text) <= length else text[:length] + "\n… cut: the API has the whole"
+    parts: list[str] = []
+    have = 0
+    for part in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(jsonable(value)):
+        parts.append(part)
+        have += len(part)
+        if have > length:
+            break
+    text = "".join(parts).encode(errors="replace").decode()
+    return text if have <= length else text[:length] + "\n… cut: the API has the whole"
 
 
 def is_tree(value: Any) -> bool:

@@ -13,8 +13,9 @@ from fastapi import APIRouter, Query, Request, Response
 from perdure.api.context import EngineDep
 from perdure.console.pages import HEADERS, PageRoute, done, form, link, page
 from perdure.console.permit import Admin
-from perdure.engine import queries, reading
+from perdure.engine import queries
 from perdure.engine.errors import InvalidInput, SqlOff
+from perdure.engine.views import reading
 
 router = APIRouter(prefix="/console/sql", include_in_schema=False, route_class=PageRoute, tags=["console"])
 
@@ -85,4 +86,4 @@ async def forget(request: Request, engine: EngineDep, admin: Admin) -> Response:
 
 
 def _address(q: str) -> str:
-    return link("", "/console/sql", q=q)
+    return link("", "/console/sql", q=q if len(q) <= reading.MAX_SQL else "")

@@ -20,9 +20,10 @@ from perdure.console.bounds import bounded
 from perdure.console.given import Blank, Words, checked, number_of, object_of
 from perdure.console.pages import PageRoute, done, form, link, page
 from perdure.console.shown import MAX_TEXT, as_json
-from perdure.engine import browsing, store
+from perdure.engine import store
 from perdure.engine.core import Engine
 from perdure.engine.jsonable import dumps
+from perdure.engine.views import browsing
 
 router = APIRouter(prefix="/console", include_in_schema=False, route_class=PageRoute, tags=["console"])
 

@@ -14,10 +14,11 @@ from perdure.console import chat, history
 from perdure.console.bounds import bounded
 from perdure.console.given import Blank, Word
 from perdure.console.pages import PageRoute, link, page
-from perdure.engine import interrupts, lineup, runlist, state, threads
+from perdure.engine import state, threads
 from perdure.engine.core import Engine
 from perdure.engine.errors import CheckpointNotFound
 from perdure.engine.runs import ENDED
+from perdure.engine.views import lineup, questions, runlist
 
 router = APIRouter(prefix="/console", include_in_schema=False, route_class=PageRoute, tags=["console"])
 
@@ -71,7 +72,7 @@ async def show_thread(
         tab=tab,
         tabs=[*(["chat"] if listed else []), "state", "history", "runs"],
         now={**history.about(now), "values": None},
-        questions=await interrupts.search(engine, status="open", thread_id=thread_id, limit=QUESTIONS),
+        questions=await questions.search(engine, status="open", thread_id=thread_id, limit=QUESTIONS),
         own=link(request.scope.get("root_path", ""), f"/console/threads/{thread_id}"),
         api=f"/threads/{thread_id}",
         before=before,

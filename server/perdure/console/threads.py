@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -15,8 +14,9 @@ from perdure.api.fields import UUID_TEXT, ThreadStatus
 from perdure.api.gate import Gate, GateDep
 from perdure.console.given import Blank, Word, Words, checked, object_of
 from perdure.console.pages import PageRoute, done, fields, link, page
-from perdure.engine import prune, threadlist, threads
+from perdure.engine import prune, threads
 from perdure.engine.errors import AssistantNotFound, GraphNotFound, ThreadNotFound
+from perdure.engine.views import threadlist
 
 router = APIRouter(prefix="/console", include_in_schema=False, route_class=PageRoute, tags=["console"])
 
@@ -24,7 +24,6 @@ PAGE = 50
 MAX_TICKED = 1000
 OURS = {"graph_id", "assistant_id"}
 """Metadata that the table shows elsewhere, or that says nothing to people."""
-PAIRS = re.compile(r"\s*([^=,{}\"]+)=([^=,{}\"]*)(?:,|$)")
 
 
 @router.get("/threads")
@@ -102,11 +101,10 @@ async def delete_threads(request: Request, engine: EngineDep, gate: GateDep) -> 
 
 
 def _metadata(request: Request, text: str) -> dict[str, Any]:
-    """What metadata must contain: a JSON object, or `name=value` for texts."""
-    if "=" in text and not text.lstrip().startswith("{"):
-        found = {match[1].strip(): match[2].strip() for match in PAIRS.finditer(text)}
-        if found:
-            return found
+    """What metadata must contain: a JSON object, or `name=value` for texts, with commas between several."""
+    pairs = [one.partition("=") for one in text.split(",") if one.strip()]
+    if pairs and not set(text) & set('{}"') and all(name.strip() and sign for name, sign, _ in pairs):
+        return {name.strip(): value.strip() for name, _, value in pairs}
     return object_of(request, "metadata", text)
 
 

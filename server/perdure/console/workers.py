@@ -9,7 +9,7 @@ from perdure.api.context import EngineDep
 from perdure.api.gate import GateDep
 from perdure.console.pages import PageRoute, page
 from perdure.console.permit import Admin
-from perdure.engine.workers import list_workers
+from perdure.engine.views.workers import list_workers
 
 router = APIRouter(prefix="/console/workers", include_in_schema=False, route_class=PageRoute, tags=["console"])
 

@@ -13,7 +13,7 @@ import orjson
 from psycopg import AsyncConnection
 
 from perdure.config import Settings, has_model_key
-from perdure.engine import workers
+from perdure.engine.views import workers
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine

@@ -8,9 +8,10 @@ from uuid import UUID
 
 from psycopg import sql
 
-from perdure.engine import access, runlist, runs, threads
+from perdure.engine import access, runs, threads
 from perdure.engine.access import Within
 from perdure.engine.errors import RunNotFound
+from perdure.engine.views import runlist
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine

@@ -21,7 +21,7 @@ from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import RESUME
 
-from perdure.engine import access, links
+from perdure.engine import links
 from perdure.engine.access import Within
 from perdure.engine.db import Conn, jsonb
 from perdure.engine.errors import (
@@ -214,55 +214,6 @@ async def _by_token(engine: Engine, token: str, within: Within = None) -> dict[s
     if row is None:
         raise QuestionNotFound("No question has this token")
     return row
-
-
-# What is not asked for is left out: so each of these is a range of an index, however often it has been planned.
-FILTERS: dict[str, LiteralString] = {
-    "status": "status = %(status)s",
-    "agent": "graph_id = %(agent)s",
-    "thread_id": "thread_id = %(thread_id)s",
-    "within": "EXISTS (SELECT 1 FROM threads t WHERE t.thread_id = interrupts.thread_id AND t.metadata @> %(within)s)",
-    "before": "(created_at, token) < (%(before)s, %(before_token)s)",
-}
-SEARCH: LiteralString = "SELECT " + RECORD + " FROM interrupts WHERE "
-NEWEST: LiteralString = " ORDER BY created_at DESC, token DESC LIMIT %(limit)s"
-
-
-async def search(
-    engine: Engine,
-    *,
-    status: str | None = None,
-    agent: str | None = None,
-    thread_id: UUID | None = None,
-    limit: int = 100,
-    cursor: str | None = None,
-    within: Within = None,
-) -> list[dict[str, Any]]:
-    """Questions (of threads `within`) with their `url`, newest first; `cursor` is the token of the last row
-    of the page before.
-
-    Raises QuestionNotFound for an unknown cursor.
-    """
-    last = await _by_token(engine, cursor, within) if cursor else {"created_at": None, "token": None}
-    params = {"status": status, "agent": agent, "thread_id": thread_id, "limit": limit}
-    params |= {"within": access.parameter(within), "before": last["created_at"], "before_token": last["token"]}
-    wanted: list[LiteralString] = [part for name, part in FILTERS.items() if params[name] is not None]
-    async with engine.pool.connection() as conn:
-        rows = await (await conn.execute(SEARCH + " AND ".join(["true", *wanted]) + NEWEST, params)).fetchall()
-    return await links.with_urls(engine, rows)
-
-
-OF_RUN: LiteralString = (
-    "SELECT "
-    + RECORD
-    + """ FROM interrupts WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s
- ORDER BY created_at, token LIMIT %(limit)s"""
-)
-
-
-async def of_run(conn: Conn, thread_id: UUID, run_id: UUID, *, limit: int) -> list[dict[str, Any]]:
-    """The questions that a run has asked, in their order."""
-    return await (await conn.execute(OF_RUN, {"thread_id": thread_id, "run_id": run_id, "limit": limit})).fetchall()
 
 
 async def resolve(

@@ -14,6 +14,7 @@ from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
 from perdure.engine.db import Conn, Pool
+from perdure.engine.errors import Conflict
 
 PREFIX = "prk_"
 FORM = re.compile(r"prk_[A-Za-z0-9_-]{43}")
@@ -26,6 +27,7 @@ INSERT INTO api_keys (key_id, hash, hint, name, owner, rate_limit, expires_at)
 SELECT %(key_id)s, %(hash)s, %(hint)s, %(name)s, %(owner)s,
        least(%(rate_limit)s::integer, by.rate_limit), least(%(expires_at)s::timestamptz, by.expires_at)
   FROM (SELECT 1) one LEFT JOIN api_keys by ON by.key_id = %(by)s
+ON CONFLICT (key_id) DO NOTHING
 RETURNING """
     + COLUMNS
 )
@@ -39,14 +41,16 @@ async def create(
     rate_limit: int | None = None,
     expires_at: datetime | None = None,
     by: UUID | None = None,
+    key_id: UUID | None = None,
 ) -> dict[str, Any]:
     """A new key, with its record; `key` is nowhere to be had again.
 
-    `by`: the key with which it is made; the new one lives no longer and may call no more often.
+    `by`: the key with which it is made; the new one lives no longer and may call no more often. `key_id`: the id
+    that it gets, so that a form sent twice makes one key. Raises Conflict for an id that is there.
     """
     key = PREFIX + secrets.token_urlsafe(32)
     params: dict[str, Any] = {
-        "key_id": uuid4(),
+        "key_id": key_id or uuid4(),
         "hash": _hash(key),
         "hint": key[:8],
         "name": name,
@@ -56,7 +60,8 @@ async def create(
         "by": by,
     }
     row = await (await conn.execute(CREATE, params)).fetchone()
-    assert row is not None
+    if row is None:
+        raise Conflict("This key has been made already")
     return {**row, "key": key}
 
 

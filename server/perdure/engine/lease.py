@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 SWEEP_SECONDS = 0.5
+SWEEP_ALL_SECONDS = 2.0  # what may wait a little
 RETENTION_SECONDS = 60
 STUCK_SECONDS = 5.0  # how long the attempt loop may be blocked before its runs go to others
 RECONNECT_SECONDS = 0.5
@@ -114,10 +115,12 @@ class LeaseThread(threading.Thread):
                 opened = Engine.open(worker.settings, worker.registry, worker.dsn, background=True)
                 async with opened as engine, await connect(worker.dsn) as conn:
                     await conn.execute(SHORT_LOCKS)
-                    kept = 0.0
+                    kept = swept = 0.0
                     while not self._stopping.is_set() and not conn.closed:
                         if self.worker_id is not None:
-                            await sweeper.sweep(engine, conn, self.worker_id)
+                            urgent = time.monotonic() - swept < SWEEP_ALL_SECONDS
+                            swept = swept if urgent else time.monotonic()
+                            await sweeper.sweep(engine, conn, self.worker_id, urgent=urgent)
                         if time.monotonic() - kept >= RETENTION_SECONDS:
                             kept = time.monotonic()
                             await sweeper.retention(conn)

@@ -13,12 +13,13 @@ from uuid import UUID
 
 import orjson
 
-from perdure.engine import events, finding, interrupts, runs
+from perdure.engine import events, finding, runs
 from perdure.engine.access import Actor
 from perdure.engine.errors import QuestionNotFound, RunNotFound
 from perdure.engine.events import PROTOCOL
 from perdure.engine.newrun import NewRun
 from perdure.engine.showing import Interest, Namespace, Showing, Shown, Wanted
+from perdure.engine.views import questions
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine
@@ -80,12 +81,12 @@ async def respond(
     `command` may hold `update` and `goto`. Raises QuestionNotFound, QuestionClosed, InvalidInput.
     """
     within = actor.threads if actor else None
-    asked = await interrupts.search(engine, status="open", thread_id=thread_id, limit=1000, within=within)
-    questions = {row["interrupt_id"]: row for row in asked}
+    found = await questions.search(engine, status="open", thread_id=thread_id, limit=1000, within=within)
+    asked = {row["interrupt_id"]: row for row in found}
     for interrupt_id in answers:
-        if interrupt_id not in questions:
+        if interrupt_id not in asked:
             raise QuestionNotFound(f"The thread has no open question {interrupt_id!r}")
-    asker = await runs.get(engine, thread_id, questions[next(iter(answers))]["run_id"])
+    asker = await runs.get(engine, thread_id, asked[next(iter(answers))]["run_id"])
     new = NewRun(
         assistant=str(asker["assistant_id"]),
         command={**command, "resume": answers},

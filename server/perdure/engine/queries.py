@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from perdure.engine.errors import InvalidInput, QueryNotFound
-from perdure.engine.reading import MAX_SQL
+from perdure.engine.views.reading import MAX_SQL
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine

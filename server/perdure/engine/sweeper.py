@@ -40,18 +40,21 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-OTHERS = "SELECT worker_id, lock_key FROM workers WHERE worker_id <> %(me)s"
+# One statement for the whole fleet; the locks that it takes go with it.
+DEAD = """
+SELECT worker_id, lock_key FROM workers WHERE worker_id <> %(me)s AND pg_try_advisory_xact_lock(lock_key)
+"""
 TRY_LOCK = "SELECT pg_try_advisory_xact_lock(%(key)s) AS dead"
 
 
 async def dead_workers(engine: Engine, conn: Conn, me: UUID) -> int:
     """Release the runs of workers that have died; returns how many runs."""
     released = 0
-    for other in await (await conn.execute(OTHERS, {"me": me})).fetchall():
+    for other in await (await conn.execute(DEAD, {"me": me})).fetchall():
         async with conn.transaction():
             row = await (await conn.execute(TRY_LOCK, {"key": other["lock_key"]})).fetchone()
             if not row or not row["dead"]:
-                continue
+                continue  # somebody else is at it
             runs = await queue.unregister(conn, other["worker_id"], lost=True, **_policy(engine))
         log.warning("worker died", worker_id=str(other["worker_id"]), runs=len(runs))
         meters.leases_lost.labels("worker died").inc(len(runs))
@@ -59,8 +62,13 @@ async def dead_workers(engine: Engine, conn: Conn, me: UUID) -> int:
     return released
 
 
+ENDED_LEASE = "SELECT 1 FROM runs WHERE status = 'running' AND lease_until < now() LIMIT 1"
+
+
 async def expired_leases(engine: Engine, conn: Conn) -> int:
     """Release the runs whose worker stopped renewing its lease; returns how many."""
+    if await (await conn.execute(ENDED_LEASE)).fetchone() is None:
+        return 0
     runs = await queue.release(conn, worker_id=None, lost=True, **_policy(engine))
     if runs:
         meters.leases_lost.labels("lease expired").inc(len(runs))
@@ -122,19 +130,24 @@ async def retention(conn: Conn) -> None:
     await ratelimit.expire(conn)
 
 
-async def sweep(engine: Engine, conn: Conn, me: UUID) -> None:
-    """One round of everything that must not wait. What fails is logged and does not hold up the rest."""
+async def sweep(engine: Engine, conn: Conn, me: UUID, *, urgent: bool = False) -> None:
+    """One round of everything, or of what must not wait: with nothing to do that is one statement each.
+
+    What fails is logged and does not hold up the rest.
+    """
     duties: dict[str, Callable[[], Awaitable[int]]] = {
         "dead workers": lambda: dead_workers(engine, conn, me),
         "expired leases": lambda: expired_leases(engine, conn),
         "deadlines": lambda: interrupts.time_out(engine),
-        "overdue runs": lambda: overdue.pause_all(engine),
         "crons": lambda: ticks.fire_due(engine),
+    }
+    others: dict[str, Callable[[], Awaitable[int]]] = {
+        "overdue runs": lambda: overdue.pause_all(engine),
         "expired threads": lambda: expired_threads(conn),
         "times to live": lambda: prune.expired(conn),
         "orphans": lambda: orphans.cancel_orphans(engine),
     }
-    for name, duty in duties.items():
+    for name, duty in (duties if urgent else duties | others).items():
         try:
             await duty()
         except psycopg.errors.LockNotAvailable:

@@ -43,6 +43,7 @@ NEXT_DUE: LiteralString = (
  ORDER BY next_run_at, cron_id LIMIT 1
    FOR UPDATE SKIP LOCKED"""
 )
+ANY_DUE = "SELECT 1 FROM crons WHERE enabled AND next_run_at <= now() LIMIT 1"
 MOVE_ON = "UPDATE crons SET next_run_at = %(next_run_at)s, error = %(error)s WHERE cron_id = %(cron_id)s"
 GIVE_UP_TICK = """
 UPDATE crons SET next_run_at = %(next_run_at)s, error = %(error)s
@@ -58,6 +59,9 @@ async def fire_due(engine: Engine) -> int:
 
     Each cron has a transaction of its own, so one that cannot be fired does not hold up the rest.
     """
+    async with engine.pool.connection() as conn:
+        if await (await conn.execute(ANY_DUE)).fetchone() is None:
+            return 0
     fired = 0
     place: dict[str, Any] = {"at": datetime.min.replace(tzinfo=UTC), "cron_id": UUID(int=0)}
     end = time.monotonic() + SECONDS_PER_SWEEP

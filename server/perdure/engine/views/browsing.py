@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from perdure.engine import places
+from perdure.engine.views import places
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine

@@ -14,9 +14,10 @@ from uuid import UUID
 
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from perdure.engine import interrupts, jsonable, prices, runs, steps
+from perdure.engine import jsonable, prices, runs, steps
 from perdure.engine.db import Conn
 from perdure.engine.prices import Prices
+from perdure.engine.views import questions
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine
@@ -56,7 +57,7 @@ async def read(
     async with engine.pool.connection() as conn:
         await runs.get_in(conn, thread_id, run_id)
         rows = await steps.of_run(conn, thread_id, run_id, limit=end, max_bytes=MAX_VALUE_BYTES)
-        asked = await interrupts.of_run(conn, thread_id, run_id, limit=end)
+        asked = await questions.of_run(conn, thread_id, run_id, limit=end)
         found = [*(_step(row) for row in rows), *(_question(row) for row in asked)]
         found.sort(key=lambda entry: entry["started_at"])
         page = found[offset : end - 1]

@@ -14,10 +14,10 @@ from uuid import UUID
 
 from psycopg import sql
 
-from perdure.engine import places
 from perdure.engine.access import Within
 from perdure.engine.db import Conn, jsonb
 from perdure.engine.threads import VISIBLE
+from perdure.engine.views import places
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine

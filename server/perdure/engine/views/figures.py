@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, LiteralString
 
-from perdure.engine import access, places, prices, runlist, workers
+from perdure.engine import access, prices
 from perdure.engine.access import Within
 from perdure.engine.prices import Prices
 from perdure.engine.runs import ACTIVE, ENDED
+from perdure.engine.views import places, runlist, workers
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine

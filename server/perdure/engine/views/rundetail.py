@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from perdure.engine import attempts, interrupts, prices, supersteps, timeline
+from perdure.engine import prices
 from perdure.engine.db import Conn
 from perdure.engine.errors import RunNotFound
+from perdure.engine.views import attempts, questions, supersteps, timeline
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine
@@ -96,7 +97,7 @@ async def story(engine: Engine, run: dict[str, Any], *, limit: int, offset: int)
     async with engine.pool.connection() as conn:
         tried = await attempts.of_run(conn, run)
         nodes, cut = await supersteps.of_run(conn, run, [entry["scope"] for entry in entries if entry["scope"]])
-        asked = {row["interrupt_id"]: row for row in await interrupts.of_run(conn, thread_id, run_id, limit=1000)}
+        asked = {row["interrupt_id"]: row for row in await questions.of_run(conn, thread_id, run_id, limit=1000)}
     for entry in entries:
         if entry["kind"] == "question":
             row = asked.get(entry["interrupt_id"], {})

@@ -16,9 +16,10 @@ from uuid import UUID
 
 from psycopg import sql
 
-from perdure.engine import access, places
+from perdure.engine import access
 from perdure.engine.access import Within
 from perdure.engine.db import Conn
+from perdure.engine.views import places
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine

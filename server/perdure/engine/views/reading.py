@@ -60,7 +60,8 @@ _OFF = (
     "SQL is off: this server uses a database of yours, and has no role for it that may only read. Name one by "
     "PERDURE_SQL_URL=postgresql://reader:password@host/database"
 )
-_FIRST = re.compile(r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/|\()*([a-zA-Z]+)", re.DOTALL)
+# nothing is matched in a second way: that would take exponential time for a row of comments
+_FIRST = re.compile(r"(?>\s|--[^\n]*(?:\n|$)|/\*.*?\*/|\()*+([a-zA-Z]+)", re.DOTALL)
 
 _prepared: WeakKeyDictionary[Any, asyncio.Lock] = WeakKeyDictionary()
 _ready: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()

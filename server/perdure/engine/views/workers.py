@@ -6,9 +6,10 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, LiteralString
 from uuid import UUID
 
-from perdure.engine import access, places, runlist
+from perdure.engine import access
 from perdure.engine.access import Within
 from perdure.engine.db import Conn
+from perdure.engine.views import places, runlist
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine
