@@ -124,7 +124,7 @@ def eventually(look: Callable[[], T], is_right: Callable[[T], Any] = bool, *, se
 
 def clean_environment(**given: str) -> dict[str, str]:
     """The environment for a child process: no settings and no model key of whoever runs the tests."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("PERDURE_")}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PERDURE_", "OTEL_"))}
     for name in ("DATABASE_URL", "DATABASE_URI", "POSTGRES_URI", "PORT", "N_JOBS_PER_WORKER", "LOG_LEVEL"):
         kept.pop(name, None)
     # Set and empty, so that a developer's .env does not fill them in.

@@ -5,6 +5,7 @@ Stop, on SIGTERM or SIGINT: the worker hands its runs back, the server ends its 
 PostgreSQL is released, and the process exits. None of that waits for author code.
 """
 
+import gc
 import os
 import signal
 import socket
@@ -23,7 +24,7 @@ import structlog
 import uvicorn
 
 from perdure.config import Settings, has_model_key, point_at_simulator
-from perdure.engine import embedding
+from perdure.engine import embedding, tracing
 from perdure.engine.db import migrate
 from perdure.engine.postgres import embedded, location
 
@@ -48,6 +49,7 @@ class Started:
     database: str
     simulated: bool
     slots: int
+    traces_to: str | None
 
 
 def run(settings: Settings, *, http: bool, ready: Callable[[Started], None]) -> None:
@@ -74,6 +76,7 @@ def _start(
     bound = stack.enter_context(_bound(settings)) if http else None
     dsn = stack.enter_context(database(settings))
     migrate(dsn, dims=embedding.dims(settings.config))
+    stack.enter_context(_traces(settings))  # begins before any connection is opened, ends after the last attempt
     settings = settings.model_copy(update={"simulated": stack.enter_context(_model(settings, rules))})
 
     # Graphs make model clients when they are imported, so this comes after the model.
@@ -113,8 +116,11 @@ def _start(
         stack.callback(worker.stop)  # last in, first out: runs go back before the server stops
         worker.start()
         threads.append(worker)
+    # What is loaded by now stays; without it each collection is quicker (half the time of a page with large states).
+    gc.collect()
+    gc.freeze()
     where = describe_database(settings)
-    ready(Started(url, registry.graph_ids, where, settings.simulated, settings.slots))
+    ready(Started(url, registry.graph_ids, where, settings.simulated, settings.slots, settings.traces_to))
     stop.wait(threads)
 
 
@@ -202,6 +208,18 @@ def _metrics(host: str, port: int) -> Iterator[None]:
                 f"cannot show metrics on {host}:{port}: {exc.strerror}; choose a free PERDURE_METRICS_PORT"
             ) from exc
         log.info("metrics", url=f"http://{_shown(host)}:{taken}/metrics")
+        yield
+
+
+@contextmanager
+def _traces(settings: Settings) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(tracing.exporting(settings))
+        except ValueError as exc:  # the SDK's, about a variable of its own
+            raise StartError(f"traces cannot be sent: {exc}; mend the OTEL_ variables") from exc
+        if settings.traces_to is not None:
+            log.info("traces", to=settings.traces_to)
         yield
 
 

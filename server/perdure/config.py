@@ -9,11 +9,12 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
+from urllib.parse import urlsplit
 
 import orjson
 from dotenv import dotenv_values
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MODEL_KEYS = (
@@ -31,6 +32,7 @@ MODEL_KEYS = (
 """A process that has one of these talks to a real model; without any, the simulator answers."""
 
 _INHERITED = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+_TRACE_NAMES = {"trace_id", "run_id", "thread_id"}
 _TEMPLATE = re.compile(r"\$\{\{\s*env\.(\w+)\s*\}\}")
 
 
@@ -176,6 +178,23 @@ class Settings(BaseSettings):
         description="Where a worker without an API shows `/metrics`; 0 takes a free port. Unset: nowhere.",
     )
     metrics_host: str = Field(default="127.0.0.1", description="Address that a worker shows its metrics on.")
+    otlp_endpoint: str | None = Field(
+        default=None,
+        repr=False,
+        validation_alias=AliasChoices("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        description="The collector that traces go to, by OTLP over HTTP; the other OTEL_ variables count as well. "
+        "Unset: there are no traces.",
+    )
+    otel_disabled: Annotated[bool, BeforeValidator(lambda given: str(given).strip().lower() == "true")] = Field(
+        default=False,
+        validation_alias=AliasChoices("OTEL_SDK_DISABLED"),
+        description="`true`: no traces, whatever else is set.",
+    )
+    trace_url: str | None = Field(
+        default=None,
+        description="Where the trace of a run can be looked at, for a link in the console: an address with "
+        "{trace_id} or {run_id}, perhaps {thread_id}, such as https://tempo.example/trace/{trace_id}.",
+    )
     log_level: str = Field(
         default="info",
         validation_alias=AliasChoices("PERDURE_LOG_LEVEL", "LOG_LEVEL"),
@@ -188,6 +207,35 @@ class Settings(BaseSettings):
     simulated: bool = Field(
         default=False, description="Set by the server itself when the simulator stands in for a model."
     )
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _check_otlp_endpoint(cls, value: str | None) -> str | None:
+        if value is not None and not _is_http(value):
+            raise ValueError("must be an address such as http://collector:4318")
+        return value
+
+    @field_validator("trace_url")
+    @classmethod
+    def _check_trace_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        names = set(re.findall(r"\{(\w+)\}", value))
+        if not _is_http(value):
+            raise ValueError("PERDURE_TRACE_URL must begin with http:// or https:// and name a host")
+        if names - _TRACE_NAMES or not names & {"trace_id", "run_id"}:
+            raise ValueError(
+                "PERDURE_TRACE_URL must hold {trace_id} or {run_id}, and may hold {thread_id}, but no other name"
+            )
+        return value
+
+    @property
+    def traces_to(self) -> str | None:
+        """Where traces go, without who logs in there; None: nowhere."""
+        if self.otlp_endpoint is None or self.otel_disabled:
+            return None
+        parts = urlsplit(self.otlp_endpoint)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
     @property
     def admin_list(self) -> list[str]:
@@ -269,6 +317,14 @@ def child_environment(**given: str) -> dict[str, str]:
     """
     kept = {k: v for k, v in os.environ.items() if k in _INHERITED or k.startswith(("PYTHON", "LC_"))}
     return {**kept, **given}
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable() and " " not in url
+    except ValueError:
+        return False
 
 
 def _fill_environment(values: Mapping[str, str | None]) -> None:

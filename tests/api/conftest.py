@@ -113,11 +113,11 @@ def live(database_url: str, config: Path) -> Iterator[str]:
 
 
 @contextmanager
-def serve(database_url: str, config: Path) -> Iterator[str]:
-    """A real server with a database of its own; its address."""
+def serve(database_url: str, config: Path, **env: str) -> Iterator[str]:
+    """A real server with a database of its own; its address. `env` are further settings."""
     name = f"test_{uuid4().hex}"
     _execute(database_url, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    given = {"DATABASE_URL": make_conninfo(database_url, dbname=name), "PERDURE_HEARTBEAT_SECONDS": "0.3"}
+    given = {"DATABASE_URL": make_conninfo(database_url, dbname=name), "PERDURE_HEARTBEAT_SECONDS": "0.3", **env}
     command = [sys.executable, "-m", "perdure.cli", "serve", "--config", str(config), "--port", "0"]
     log = config.parent / "serve.log"
     with log.open("wb") as output:

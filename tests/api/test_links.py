@@ -96,6 +96,21 @@ def test_a_question_for_data_takes_text_or_json(http: httpx.Client, text: str, v
     assert given(http, question) == (value, "answered", "link")
 
 
+@pytest.mark.parametrize("text", ["[" * 1000 + "]" * 1000, '"\\u0000"', "[1e999]", "9" * 30], ids=len)
+def test_what_the_api_would_refuse_as_json_is_a_text(http: httpx.Client, text: str) -> None:
+    question = ask(http, "asks")
+    answered = http.post(question["url"], data={"decision": "answer", "text": text})
+    assert answered.status_code == 303
+    assert given(http, question)[0] == text
+
+
+def test_a_form_with_more_fields_than_ours_answers_nothing(http: httpx.Client) -> None:
+    question = ask(http, "approves")
+    answer = http.post(question["url"], content="decision=approve" + "&x=1" * 1000)
+    assert answer.status_code == 422
+    assert http.get(f"/interrupts/{question['token']}").json()["status"] == "open"
+
+
 def test_an_answer_that_the_engine_refuses_is_told(http: httpx.Client) -> None:
     question = ask(http, "asks")
     refused = http.post(question["url"], data={"decision": "answer", "text": '{"__timeout__": 1}'})
@@ -123,6 +138,12 @@ def asked(client: TestClient, dsn: str) -> Any:
         return client.get(f"/interrupts/{token}").json()
 
     return store
+
+
+def test_of_many_actions_the_page_shows_the_first(client: TestClient, asked: Any) -> None:
+    requests = [{"name": f"act-{n}", "args": {"text": "x" * 1000}} for n in range(2000)]
+    page = client.get(asked({"action_requests": requests})["url"]).text
+    assert (page.count("act-"), "and 1,950 more" in page) == (50, True)
 
 
 def secret(dsn: str) -> bytes:

@@ -170,6 +170,7 @@ def test_doctor_reports_database_and_migrations(perdure: Perdure, dsn: str, tmp_
         "versions": True,
         "graphs": True,
         "model": None,
+        "traces": True,
         "database": True,
         "migrations": True,
         "connections": True,

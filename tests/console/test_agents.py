@@ -54,7 +54,7 @@ def test_the_graph_is_drawn_with_its_subgraph_which_folds(open_page: Open) -> No
 
 def test_the_graph_is_there_in_words(open_page: Open) -> None:
     page = open_page("/console/agents/multi_agent")
-    page.get_by_text("As a list").click()
+    page.locator("agent-graph summary", has_text="As a list").click()
     words = page.locator("agent-graph li")
     expect(words.filter(has_text="adjuster › model →")).to_contain_text("adjuster › tools (perhaps)")
     expect(words.filter(has_text="adjuster › tools, tools check_eligibility")).to_be_visible()

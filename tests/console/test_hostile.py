@@ -1,5 +1,6 @@
 """Nothing that a browser can send to the console makes it fail, and nothing that is stored gets out of its text."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,42 @@ def test_a_filter_may_name_anything(open_client: TestClient) -> None:
     given = {"action": "retry", "filter": "to=x&root=y&status=error"}
     answer = open_client.post("/console/runs", data=given)
     assert (answer.status_code, answer.headers["location"]) == (303, "/console/runs?status=error")
+
+
+SLOW = {
+    "pairs": "/console/threads?metadata=%3D" + "+" * 700 + "%7Bx",
+    "comments": "/console/sql?q=" + "/**/" * 24,
+}
+"""What takes a careless regular expression 10 s; of a full-sized one nobody would see the end."""
+
+
+@pytest.mark.parametrize("url", SLOW.values(), ids=SLOW)
+def test_no_address_is_worth_seconds_of_work(open_client: TestClient, url: str) -> None:
+    open_client.get("/console/threads")  # whatever takes its time only once
+    started = time.process_time()
+    answer = open_client.get(url)
+    assert time.process_time() - started < 2
+    assert answer.status_code < 500
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a=1", {"a": "1"}),
+        (" a = 1 , b=,", {"a": "1", "b": ""}),
+        ("a=b=c", {"a": "b=c"}),
+        ('{"a": "x=y"}', {"a": "x=y"}),
+    ],
+)
+def test_metadata_is_found_by_pairs_and_by_json(open_client: TestClient, text: str, found: dict[str, str]) -> None:
+    made = [open_client.post("/threads", json={"metadata": one}).json()["thread_id"] for one in (found, {"a": "0"})]
+    page = open_client.get("/console/threads", params={"metadata": text}).text
+    assert [thread in page for thread in made] == [True, False]
+
+
+@pytest.mark.parametrize("text", ["a=1, b", "=1", "a={", 'a="1"'])
+def test_what_is_neither_pairs_nor_json_is_refused(open_client: TestClient, text: str) -> None:
+    assert open_client.get("/console/threads", params={"metadata": text}).status_code == 422
 
 
 @pytest.mark.parametrize("usage", [{"input_tokens": "many"}, {"output_tokens": {"a": 1}}, [1]])

@@ -22,7 +22,8 @@ def decide(api: httpx.Client) -> None:
 def test_a_run_that_has_ended_is_counted_and_leads_to_the_runs_of_its_agent(api: httpx.Client, open_page: Open) -> None:
     decide(api)
     page = open_page("/console/")
-    row = page.get_by_role("row").filter(has=page.get_by_role("link", name="approval", exact=True))
+    name = page.get_by_role("link", name="approval", exact=True)
+    row = page.locator("tr[id^=agent-]").filter(has=name)
     badge = row.get_by_role("link", name="success")
     expect(badge).to_be_visible()
     assert badge.get_attribute("href") == "/console/runs?agent=approval&status=success"
@@ -30,7 +31,7 @@ def test_a_run_that_has_ended_is_counted_and_leads_to_the_runs_of_its_agent(api:
     assert link.get_attribute("href") == "/console/runs?agent=approval"
     expect(row).to_contain_text("%")
     expect(page.get_by_role("img", name="Runs that ended")).to_be_visible()
-    page.get_by_role("link", name="approval", exact=True).click()
+    row.get_by_role("link", name="approval", exact=True).click()
     expect(page.get_by_role("heading", name="approval", level=1)).to_be_visible()
 
 
@@ -127,11 +128,12 @@ def test_what_happens_before_the_stream_is_there_is_not_missed(open_page: Open, 
     page.route("**/console/live?*", lambda route: held.append(route))
     page.goto(page.url.partition("/console/")[0] + "/console/runs?agent=racing")
     eventually(lambda: [page.wait_for_timeout(50), held][1])
-    before = page.locator("tbody tr").count()
     answer = api.post("/agents/racing/run", json={"message": "What's the best approach to learn machine learning?"})
     assert answer.status_code == 200
+    row = page.locator(f"#run-{answer.headers['content-location'].rpartition('/')[2]}")
+    assert row.count() == 0
     held[0].continue_()
-    expect(page.locator("tbody tr")).to_have_count(before + 1)
+    expect(row).to_be_visible()
 
 
 def test_the_stream_opens_also_when_its_script_comes_late(open_page: Open) -> None:

@@ -96,7 +96,7 @@ def test_a_question_is_rejected_with_its_reason(api: httpx.Client, open_page: Op
     page = open_page("/console/playground?agent=approval")
     run(page)
     card = page.locator(".said.question")
-    card.get_by_text("Reject", exact=True).first.click()
+    card.locator("summary", has_text="Reject").click()
     card.get_by_label("Reason").fill("too expensive")
     card.get_by_role("button", name="Reject").click()
     status(page, "Success in")
@@ -109,7 +109,7 @@ def test_arguments_are_edited_and_what_is_no_json_is_refused(api: httpx.Client, 
     page = open_page("/console/playground?agent=approval")
     run(page)
     card = page.locator(".said.question")
-    card.get_by_text("Edit and approve").click()
+    card.locator("summary", has_text="Edit and approve").click()
     box = card.get_by_label("Arguments of pay")
     args = json.loads(box.input_value())
     box.fill("{")
@@ -146,7 +146,7 @@ def test_a_reload_keeps_the_question_and_it_can_still_be_answered(open_page: Ope
 
 def write_slowly(page: Page, seconds: float = 1.0) -> None:
     page.get_by_label("topic").fill("lighthouses")
-    page.get_by_text("More fields").click()
+    page.locator("summary", has_text="More fields").click()
     page.get_by_label("pause_seconds").fill(str(seconds))
     run(page)
 
@@ -208,7 +208,7 @@ def test_an_error_of_the_agent_is_shown(open_page: Open) -> None:
 
 def test_an_input_that_the_api_refuses_is_told(open_page: Open) -> None:
     page = open_page("/console/playground?agent=chat", allow=("422",))
-    page.get_by_text("Context and config").click()
+    page.locator("summary", has_text="Context and config").click()
     page.get_by_label("Config (JSON)").fill("[")
     run(page)
     status(page, "config: is not JSON")
@@ -260,7 +260,7 @@ def test_a_session_is_opened_by_its_key_and_kept(api: httpx.Client, open_page: O
 def test_the_copied_command_makes_the_same_call(api: httpx.Client, open_page: Open) -> None:
     page = open_page("/console/playground?agent=approval&example=1")
     expect(page.get_by_label("prompt")).to_be_visible()
-    page.get_by_text("As curl").click()
+    page.locator("summary", has_text="As curl").click()
     text = page.locator("[data-part=curlText]").inner_text()
     body = json.loads(re.search(r"-d '(.*)'$", text, re.DOTALL)[1].replace("'\\''", "'"))  # type: ignore[index]
     answer = api.post("/runs/stream", json=body)
@@ -308,6 +308,6 @@ def test_the_page_is_accessible_and_fits_with_a_question_open(open_page: Open, p
     page = open_page("/console/playground?agent=approval", phone=phone, dark=phone)
     run(page)
     status(page, "Asked a question")
-    page.get_by_text("Edit and approve").click()
+    page.locator("summary", has_text="Edit and approve").click()
     assert axe(page) == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

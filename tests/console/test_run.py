@@ -130,7 +130,7 @@ def test_children_and_parent_lead_to_each_other(api: httpx.Client, open_page: Op
     child.locator("summary").first.click()
     child.locator(".inside a").first.click()
     expect(page.locator(".facts.head")).to_contain_text("Child of")
-    page.locator(".facts.head dd a", has_text="…").click()
+    page.locator("dt:text-is('Child of') + dd a[href*='/console/runs/']").click()
     page.wait_for_url(f"**{path}")
 
 

@@ -41,7 +41,7 @@ def test_filter_and_bulk_cancel(api: httpx.Client, open_page: Open, key: str) ->
     page = open_page("/console/runs")
     page.locator("select[name=agent]").select_option("scheduled")
     page.wait_for_url("**agent=scheduled**")
-    page.get_by_text("Thread, key, time").click()
+    page.locator("summary", has_text="Thread, key, time").click()
     page.get_by_label("Key, of the agent").fill(key)
     page.get_by_role("button", name="Filter").click()
     page.wait_for_url(f"**key={key}**")

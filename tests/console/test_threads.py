@@ -54,7 +54,7 @@ def test_an_id_or_a_key_leads_straight_to_the_thread(open_page: Open, api: httpx
     api.post(f"/agents/chat/{key}/run", json={"message": "hello"}).raise_for_status()
     page.get_by_role("button", name="Search").click()
     expect(page.get_by_role("heading", name="Thread", exact=True)).to_be_visible()
-    expect(page.get_by_text("the session of a key")).to_be_visible()
+    expect(page.locator("dt:text-is('Id') + dd")).to_contain_text("the session of a key")
 
 
 def test_new_threads_come_by_themselves_and_ticks_stay_where_they_were(open_page: Open, api: httpx.Client) -> None:

@@ -4,7 +4,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import Any, cast
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
@@ -51,6 +51,7 @@ class FakeJournal:
     def __init__(self) -> None:
         self.rows: dict[tuple[str, str], dict[tuple[str, int], dict[str, Any]]] = {}
         self.saves: list[dict[str, Any]] = []
+        self.tries: list[tuple[str, int]] = []
         self.die_at_save = False
         self.die_in: int | None = None
         self.cancelling = False
@@ -116,6 +117,10 @@ class FakeJournal:
     async def cancel(self, child: Child) -> None:
         self._acts()
         self.cancelled.append(child["run_id"])
+
+    def trying(self, name: str, number: int) -> AbstractContextManager[None]:
+        self.tries.append((name, number))
+        return nullcontext()
 
     async def acquire(self, name: str, n: int) -> bool:
         free = self.places[name] + self.elsewhere[name] < n

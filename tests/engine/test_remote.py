@@ -24,6 +24,7 @@ from perdure.engine import calling, children, interrupts, orphans, queue, remote
 from perdure.engine.calling import Caller, server_keys
 from perdure.engine.errors import InvalidInput, LeaseLost, QuestionClosed
 from perdure.engine.registry import ConfigError
+from perdure.engine.tracing import ids
 from perdure.engine.views import questions
 
 SECRET = "whsec_" + base64.b64encode(b"a secret of the tests, 32 bytes.").decode()
@@ -374,6 +375,8 @@ async def test_with_a_key_the_child_is_a_call_of_a_session(calls: Calls) -> None
     assert query == f"webhook=https%3A%2F%2Fus.example%2Fcallbacks%2F{row['token']}"
     assert got.body == {"q": 1}
     assert got.headers["perdure-callers"] == str(run["thread_id"])
+    attempt = ids.Parent(run["run_id"].int, ids.attempt_span(run["run_id"], 1))
+    assert got.headers["traceparent"] == str(attempt), "the child goes on with the caller's trace"
     assert (row["status"], row["callback_url"]) == ("running", f"https://us.example/callbacks/{row['token']}")
 
 

@@ -180,7 +180,7 @@ def test_a_command_updates_and_goes_where_it_says(http: httpx.Client, thread: st
 
 
 def test_a_command_of_nothing_is_none(http: httpx.Client, thread: str) -> None:
-    for command in ({}, {"goto": []}, {"resume": None, "update": None, "goto": None}):
+    for command in ({}, {"goto": []}, {"update": {}}, {"update": []}, {"resume": None, "update": None, "goto": None}):
         assert wait(http, thread, "line", input={"log": []}, command=command)["log"][-3:] == ["a", "b", "c"]
     wait(http, thread, "asks", input={"log": []})
     answer = {"graph": None, "update": None, "resume": "yes", "goto": []}  # as RemoteGraph sends it

@@ -147,7 +147,7 @@ class Config(schemas.Body):
 
 
 class Respond(Config):
-    update: Any = None
+    update: fields.Update = None
     goto: fields.Goto = None
 
 

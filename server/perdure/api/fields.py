@@ -65,6 +65,11 @@ def _goto(value: Any) -> Any:
     return (targets or None) if isinstance(value, list) else targets[0]
 
 
+def _update(value: Any) -> Any:
+    """Changes of the state; empty ones are none (LangGraph fails with an UnboundLocalError for a command of those)."""
+    return None if value in ({}, []) else value
+
+
 def _before(value: Any) -> Any:
     """The checkpoint id in any of the forms that clients send: a string, a checkpoint, a config."""
     inner: Any = value
@@ -109,6 +114,7 @@ StreamModes = Annotated[
     list[StreamMode], BeforeValidator(one_or_list, json_schema_input_type=StreamMode | list[StreamMode])
 ]
 Goto = Annotated[Any, BeforeValidator(_goto, json_schema_input_type=str | JsonObject | list[Any])]
+Update = Annotated[Any, BeforeValidator(_update), Field(json_schema_extra={"type": ["object", "array"]})]
 NodeNames = Annotated[Any, BeforeValidator(_node_names, json_schema_input_type=Literal["*"] | list[str])]
 Multitask = Literal["reject", "interrupt", "rollback", "enqueue"]
 CancelAction = Literal["interrupt", "rollback"]

@@ -31,6 +31,7 @@ from perdure.engine.core import Engine
 from perdure.engine.errors import AssistantNotFound, CronNotFound, Forbidden, ThreadNotFound
 from perdure.engine.jsonable import dumps
 from perdure.engine.newrun import NewRun
+from perdure.engine.tracing import ids
 
 log = structlog.get_logger(__name__)
 
@@ -252,7 +253,8 @@ def _assistant_id(engine: Engine, assistant: str) -> UUID | str:
 
 
 async def gate(connection: HTTPConnection) -> Gate:
-    """The gate of a request or a socket."""
+    """The gate of a request or a socket; runs that it starts go on with the caller's trace, if it sends one."""
+    ids.caller.set(ids.received(connection.headers.getlist("traceparent")))
     state = connection.app.state
     names: Callable[[str], bool] = state.configurable_header
     headers = {k.lower(): v for k, v in connection.headers.items() if names(k.lower())}

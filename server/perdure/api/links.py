@@ -15,10 +15,10 @@ from html import escape
 from typing import Any, cast
 from urllib.parse import parse_qs
 
-import orjson
 from fastapi import APIRouter, Request, Response
 from starlette.responses import HTMLResponse, RedirectResponse
 
+from perdure.api.body import BodyRefused, parse
 from perdure.api.context import EngineDep
 from perdure.api.errors import status_of
 from perdure.engine import interrupts, links
@@ -29,6 +29,8 @@ from perdure.engine.jsonable import jsonable
 router = APIRouter(prefix=links.PATH.rstrip("/"), include_in_schema=False)
 
 MAX_NAME, MAX_TEXT = 100, 10_000
+MAX_FIELDS = 20  # of the form
+MAX_ACTIONS = 50
 STYLE = """
 body{margin:0;background:#f4f4f2;color:#1c1c1a;font:16px/1.5 system-ui,sans-serif}
 main{max-width:38rem;margin:8vh auto;padding:2rem;background:#fff;border:1px solid #d9d9d4;border-radius:8px}
@@ -71,8 +73,8 @@ async def answer_question(signed: str, request: Request, engine: EngineDep) -> R
     """Answer by the form; then the same page tells what was answered. Who comes too late sees who was first (409)."""
     try:
         question = await _question(engine, signed)
-        form = {name: values[0] for name, values in parse_qs((await request.body()).decode(errors="replace")).items()}
-        value = _answer(question["question"], form)
+        form = _form_of(await request.body())
+        value = _answer(question["question"], form, engine.settings.max_json_depth)
         if value is None:
             return _page(question, 422, "Choose one of the answers.")
         status = "rejected" if form["decision"] == "reject" else "answered"
@@ -91,8 +93,20 @@ async def _question(engine: Engine, signed: str) -> dict[str, Any]:
     return await interrupts.get(engine, await links.token_of(engine, signed))
 
 
-def _answer(question: Any, form: dict[str, str]) -> tuple[Any] | None:
-    """What the form says, as who asked understands it; None if it says nothing."""
+def _form_of(body: bytes) -> dict[str, str]:
+    """Its fields; of a name that came twice, the first. Empty, so that nothing is answered, for no form of ours."""
+    try:
+        found = parse_qs(body.decode(errors="replace"), max_num_fields=MAX_FIELDS)
+    except ValueError:
+        return {}
+    return {name: values[0] for name, values in found.items()}
+
+
+def _answer(question: Any, form: dict[str, str], max_depth: int) -> tuple[Any] | None:
+    """What the form says, as who asked understands it; None if it says nothing.
+
+    A text that the API would not take as JSON is a text.
+    """
     match form.get("decision"):
         case "approve":
             return (interrupts.decision(question, True),)
@@ -101,8 +115,8 @@ def _answer(question: Any, form: dict[str, str]) -> tuple[Any] | None:
         case "answer" if _line(form, "text"):
             text = _line(form, "text")
             try:
-                return (orjson.loads(text),)
-            except orjson.JSONDecodeError:
+                return (parse(text.encode(), max_depth=max_depth),)
+            except BodyRefused:
                 return (text,)
         case _:
             return None
@@ -145,12 +159,15 @@ def _actions(asked: dict[str, Any]) -> list[str]:
     """The tool calls in question, and what is asked for besides."""
     parts: list[str] = []
     actions: Any = asked.get("action_requests")
-    for action in cast("list[Any]", actions) if isinstance(actions, list) else []:
+    listed = cast("list[Any]", actions) if isinstance(actions, list) else []
+    for action in listed[:MAX_ACTIONS]:
         one = cast("dict[str, Any]", action) if isinstance(action, dict) else {}
         if one.get("description") not in (None, "", asked.get("question")):
             parts.append(f"<p>{_text(one['description'])}</p>")
         if one.get("args"):
             parts.append(f"<p>{_text(one.get('name'))}</p><pre>{_text(one['args'])}</pre>")
+    if len(listed) > MAX_ACTIONS:
+        parts.append(f'<p class="quiet">and {len(listed) - MAX_ACTIONS:,} more, which the same answer is for</p>')
     if "schema" in asked:
         parts.append(f'<p class="quiet">The answer is JSON of this form:</p><pre>{_text(asked["schema"])}</pre>')
     return parts

@@ -33,6 +33,7 @@ from perdure.api.fields import (
     ThreadField,
     ThreadId,
     ThreadStatus,
+    Update,
     wrong,
 )
 
@@ -208,7 +209,7 @@ class Command(Body):
     """Answers questions (`resume`), changes the state (`update`), jumps (`goto`)."""
 
     resume: Any = None
-    update: Annotated[Any, Field(json_schema_extra={"type": ["object", "array"]})] = None
+    update: Update = None
     goto: Goto = None
 
 

@@ -38,6 +38,7 @@ def _shown(settings: Settings) -> dict[str, Any]:
 
     values = settings.model_dump()
     values["database_url"] = describe_database(settings)
+    values["otlp_endpoint"] = settings.traces_to  # without who logs in there
     return {
         name: "***" if isinstance(value, SecretStr) else value if value is None else str(value)
         for name, value in values.items()

@@ -127,6 +127,8 @@ def _banner(started: "Started") -> None:
     lines.append(("Slots", str(started.slots) if started.slots else "none here: start `perdure worker`"))
     model = "SIMULATED (simulated-1): no model key found, answers are made up by rules"
     lines.append(("Model", model if started.simulated else "from your environment"))
+    if started.traces_to:
+        lines.append(("Traces", started.traces_to))
     text = Text("\n").join(Text.assemble((f"{name:<10}", "bold"), value) for name, value in lines)
     title = "perdure" if started.url else "perdure worker"
     console().print(Panel(text, title=title, title_align="left", expand=False))

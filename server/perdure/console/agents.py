@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from perdure.api.context import EngineDep
 from perdure.api.gate import Gate, GateDep
+from perdure.console.bounds import bounded
 from perdure.console.outline import outline
 from perdure.console.pages import PageRoute, page
 from perdure.engine import assistants, versions
@@ -23,6 +24,7 @@ router = APIRouter(prefix="/console", include_in_schema=False, route_class=PageR
 HOURS = 24
 MAX_ASSISTANTS = 20
 MAX_VERSIONS = 10
+HELD = ("config", "context", "metadata")
 SCHEMAS = ("input", "output", "state", "context")
 
 
@@ -69,12 +71,19 @@ async def _figures(engine: Engine, gate: Gate) -> dict[str, dict[str, Any]]:
 
 
 async def _assistants(engine: Engine, gate: Gate, agent: str) -> list[dict[str, Any]]:
-    """The newest assistants of a graph that the caller may see, each with its last `versions`."""
+    """The newest assistants of a graph that the caller may see, each with its last `versions`.
+
+    What these hold (`holds`) is cut to what one page can show of all of them.
+    """
     about: dict[str, Any] = {"graph_id": agent, "metadata": {}, "limit": MAX_ASSISTANTS + 1, "offset": 0}
     within = await gate.allow("assistants", "search", about)
     rows, _ = await assistants.search(engine, graph_id=agent, limit=MAX_ASSISTANTS + 1, within=within)
     for row in rows[:MAX_ASSISTANTS]:
         row["versions"] = await versions.search(engine, row["assistant_id"], limit=MAX_VERSIONS)
+    shown = [version for row in rows[:MAX_ASSISTANTS] for version in row["versions"]]
+    held = bounded([{name: version[name] for name in HELD if version[name]} for version in shown])
+    for version, holds in zip(shown, held, strict=True):
+        version["holds"] = holds
     return rows
 
 

@@ -6,17 +6,22 @@ human-in-the-loop middleware), data by a JSON Schema (`schema`), and anything el
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
 
 from perdure.console import jsonform
+from perdure.console.bounds import bounded
 from perdure.console.jsonform import Field
 from perdure.console.shown import duration
 from perdure.engine import interrupts
 from perdure.engine.errors import InvalidInput
 
 MAX_ANSWER = 100_000
+MAX_ACTIONS = 50  # with a form of their own; the others of a question are decided together
+MAX_NAMED = 10
+MAX_EDITED_FIELDS = 800  # of all actions; a form may have `pages.MAX_FIELDS`
+MAX_EDITED = 60_000  # characters of their values: what is typed besides has to fit into MAX_ANSWER
 DECISIONS = ("approve", "edit", "reject", "respond")
 BECAME = {"answered": "answered", "rejected": "rejected", "timed_out": "timed out", "superseded": "superseded"}
 
@@ -31,7 +36,10 @@ class Given:
 
 @dataclass(frozen=True, kw_only=True)
 class Action:
-    """One of the actions in question; `allowed` are the decisions that it takes, `fields` hold its arguments."""
+    """One of the actions in question; `allowed` are the decisions that it takes, `fields` hold its arguments.
+
+    `args` and `description` are cut, over all actions of a question, to what a page can show.
+    """
 
     name: str
     description: str
@@ -42,11 +50,18 @@ class Action:
 
 @dataclass(frozen=True, kw_only=True)
 class Forms:
-    """What the page offers. `kind`: one action, several, data by a schema, or any answer."""
+    """What the page offers. `kind`: one action, several, data by a schema, or any answer.
+
+    `actions` are the first ones, and `more` how many follow. Which of "approve" and "reject" all of a question's
+    actions take is `together`, which all of those that follow take is `rest`.
+    """
 
     kind: Literal["action", "actions", "schema", "any"]
-    actions: list[Action]
-    fields: list[Field]
+    actions: list[Action] = field(default_factory=list[Action])
+    fields: list[Field] = field(default_factory=list[Field])
+    more: int = 0
+    together: tuple[str, ...] = ()
+    rest: tuple[str, ...] = ()
 
 
 def text_of(question: Any) -> str:
@@ -56,9 +71,9 @@ def text_of(question: Any) -> str:
     asked = _object(question)
     if isinstance(asked.get("question"), str):
         return asked["question"]
-    names = ", ".join(action.name for action in _actions(asked, {}))
-    if names:
-        return f"May it call {names}?"
+    if names := list(dict.fromkeys(_name(one) for one in _requests(asked))):
+        more = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
+        return f"May it call {', '.join(names[:MAX_NAMED])}{more}?"
     for value in asked.values():
         if isinstance(value, str) and value.strip():
             return value
@@ -68,13 +83,21 @@ def text_of(question: Any) -> str:
 def forms(question: Any, form: dict[str, str]) -> Forms:
     """What a person can answer, filled in with what they have already sent."""
     asked = _object(question)
-    actions = _actions(asked, form)
+    requests, allowed = _requests(asked), _allowed(asked)
+    actions = _actions(asked, requests[:MAX_ACTIONS], allowed, form)
+    more = len(requests) - len(actions)
     if "schema" in asked:
         fields = jsonform.filled(jsonform.of_schema(asked["schema"]), form)
-        return Forms(kind="schema", actions=actions, fields=fields)
-    if actions:
-        return Forms(kind="action" if len(actions) == 1 else "actions", actions=actions, fields=[])
-    return Forms(kind="any", actions=[], fields=[])
+        return Forms(kind="schema", actions=actions, fields=fields, more=more)
+    if len(actions) < 2:
+        return Forms(kind="action" if actions else "any", actions=actions)
+    return Forms(
+        kind="actions",
+        actions=actions,
+        more=more,
+        together=_common(requests, allowed),
+        rest=_common(requests[MAX_ACTIONS:], allowed),
+    )
 
 
 def read(question: Any, form: dict[str, str]) -> Given:
@@ -86,6 +109,8 @@ def read(question: Any, form: dict[str, str]) -> Given:
     chosen = form.get("decision")
     if offered.kind == "action" and chosen not in offered.actions[0].allowed:
         raise InvalidInput("", "Choose one of the answers")
+    if offered.kind == "actions" and chosen in ("approve", "reject") and chosen not in offered.together:
+        raise InvalidInput("", f"Not every action takes {chosen!r}: decide them one by one")
     match chosen:
         case "approve":
             return Given(value=interrupts.decision(question, True))
@@ -96,7 +121,7 @@ def read(question: Any, form: dict[str, str]) -> Given:
         case "respond" if offered.kind == "action":
             return Given(value={"decisions": [{"type": "respond", "message": _needed(form, "text", "Your answer")}]})
         case "decide" if offered.kind == "actions":
-            return _decided(offered.actions, form)
+            return _decided(offered, form)
         case "answer" if offered.kind == "schema":
             return Given(value=jsonform.read(offered.fields, form))
         case "answer" if offered.kind == "any":
@@ -116,25 +141,33 @@ def too_late(question: dict[str, Any]) -> str:
     return f"Your answer was not taken: this question was {became}{f' by {who}' if who else ''}{ago}."
 
 
-def _decided(actions: list[Action], form: dict[str, str]) -> Given:
-    """One decision for each action, in their order."""
+def _decided(offered: Forms, form: dict[str, str]) -> Given:
+    """One decision for each action, in their order; those without a form of their own get the same."""
     decisions: list[dict[str, Any]] = []
-    for n, action in enumerate(actions):
+    for n, action in enumerate(offered.actions):
         kind = form.get(f"decision.{n}", "")
         if kind not in action.allowed:
             raise InvalidInput(action.name, "choose what to do")
-        text = form.get(f"text.{n}", "").strip()
         match kind:
             case "edit":
                 decisions.append(_edited(action, form))
             case "respond":
                 decisions.append({"type": "respond", "message": _needed(form, f"text.{n}", action.name)})
-            case "reject":
-                decisions.append({"type": "reject", **({"message": text} if text else {})})
             case _:
-                decisions.append({"type": "approve"})
+                decisions.append(_yes_or_no(kind, form.get(f"text.{n}", "")))
+    if offered.more:
+        kind = form.get("decision.rest", "")
+        if kind not in offered.rest:
+            raise InvalidInput(f"the other {offered.more:,} actions", "choose what to do")
+        decisions += [_yes_or_no(kind, form.get("text.rest", ""))] * offered.more
     rejected = all(one["type"] == "reject" for one in decisions)
     return Given(value={"decisions": decisions}, status="rejected" if rejected else "answered")
+
+
+def _yes_or_no(kind: str, reason: str) -> dict[str, Any]:
+    if kind == "approve":
+        return {"type": "approve"}
+    return {"type": "reject", **({"message": reason.strip()} if reason.strip() else {})}
 
 
 def _edited(action: Action, form: dict[str, str]) -> dict[str, Any]:
@@ -158,28 +191,55 @@ def _needed(form: dict[str, str], name: str, label: str) -> str:
     return text
 
 
-def _actions(asked: dict[str, Any], form: dict[str, str]) -> list[Action]:
-    requests: Any = asked.get("action_requests")
+def _requests(asked: dict[str, Any]) -> list[Any]:
+    found: Any = asked.get("action_requests")
+    return cast("list[Any]", found) if isinstance(found, list) else []
+
+
+def _allowed(asked: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """By the name of an action: which decisions its config allows. Whoever has none takes all of them."""
     configs: Any = asked.get("review_configs")
-    allowed: dict[Any, Any] = {}
+    found: dict[str, tuple[str, ...]] = {}
     for config in cast("list[Any]", configs) if isinstance(configs, list) else []:
         one = _object(config)
-        if isinstance(one.get("action_name"), str):
-            allowed[one["action_name"]] = one.get("allowed_decisions")
+        name, may = one.get("action_name"), one.get("allowed_decisions")
+        if isinstance(name, str) and isinstance(may, list) and may:
+            found[name] = tuple(kind for kind in DECISIONS if kind in cast("list[Any]", may))
+    return found
+
+
+def _common(requests: list[Any], allowed: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Which of approve and reject all of them take."""
+    names = {_name(one) for one in requests}
+    return tuple(kind for kind in ("approve", "reject") if all(kind in allowed.get(name, DECISIONS) for name in names))
+
+
+def _name(request: Any) -> str:
+    return str(_object(request).get("name") or "action")
+
+
+def _actions(
+    asked: dict[str, Any], requests: list[Any], allowed: dict[str, tuple[str, ...]], form: dict[str, str]
+) -> list[Action]:
+    shown = bounded([_object(one).get("args") for one in requests])
+    descriptions = bounded([_object(one).get("description") for one in requests])
+    count, characters = 0, 0
     found: list[Action] = []
-    for n, request in enumerate(cast("list[Any]", requests) if isinstance(requests, list) else []):
-        one = _object(request)
-        name, args = str(one.get("name") or "action"), one.get("args")
-        said = one.get("description")
-        may: Any = allowed.get(name)
-        taken = cast("list[Any]", may) if isinstance(may, list) and may else DECISIONS
+    for n, request in enumerate(requests):
+        args, said, fields = _object(request).get("args"), descriptions[n], list[Field]()
+        if args and count < MAX_EDITED_FIELDS and characters < MAX_EDITED:
+            fields = jsonform.of_values(args, f"args.{n}")
+            count += len(fields)
+            characters += sum(len(one.value) for one in fields)
+            if count > MAX_EDITED_FIELDS or characters > MAX_EDITED:
+                fields = []
         found.append(
             Action(
-                name=name,
+                name=_name(request),
                 description="" if said in (None, "", asked.get("question")) else str(said),
-                args=args,
-                allowed=tuple(one for one in DECISIONS if one in taken),
-                fields=jsonform.filled(jsonform.of_values(args, f"args.{n}"), form) if args else [],
+                args=shown[n],
+                allowed=allowed.get(_name(request), DECISIONS),
+                fields=jsonform.filled(fields, form),
             )
         )
     return found

@@ -16,6 +16,7 @@ from perdure.engine.jsonable import jsonable
 
 PAGE = 50
 SHORT = 4_000  # characters that are shown at once; more are folded away
+CHARACTERS = 600_000  # of all messages of a page: the newest are shown
 ROLES = {"user": "human", "assistant": "ai", "developer": "system", "function": "tool"}
 KNOWN = {"human", "ai", "tool", "system"}
 MEDIA = ("image", "audio", "video", "file")
@@ -58,8 +59,17 @@ def conversation(listed: list[Any], before: int | None) -> dict[str, Any]:
     """A page of messages, oldest first, that ends before number `before` (None: with the newest)."""
     end = len(listed) if before is None else max(0, min(before, len(listed)))
     start = max(0, end - PAGE)
+    room = CHARACTERS
+    shown: list[dict[str, Any]] = []
+    for number in reversed(range(start, end)):
+        message = view(listed[number], number)
+        room -= (size := _size(message))
+        if room < 0 and shown:
+            left_out = {"kind": "note", "text": f"{size:,} characters left out here: the API has the whole"}
+            message |= {"parts": [left_out], "calls": [], "bad_calls": []}
+        shown.append(message)
     return {
-        "messages": [view(one, number) for number, one in enumerate(listed[start:end], start)],
+        "messages": shown[::-1],
         "total": len(listed),
         "start": start,
         "end": end,
@@ -73,18 +83,30 @@ def view(given: Any, number: int) -> dict[str, Any]:
     found = jsonable(given)
     message: dict[str, Any] = cast("dict[str, Any]", found) if isinstance(found, dict) else {"content": found}
     role = role_of(message)
+    parts, calls = _parts(message.get("content")), _dicts(message.get("tool_calls"))
+    if len(calls) > PAGE:
+        parts.append({"kind": "note", "text": f"{len(calls) - PAGE} more calls: the API has them all"})
     return {
         "number": number,
         "role": role if role in KNOWN else "other",
         "said_by": role[:60] or "message",
         "name": str(message.get("name") or "")[:200],
         "failed": message.get("status") == "error",
-        "parts": _parts(message.get("content")),
-        "calls": [_call(one) for one in _dicts(message.get("tool_calls"))],
+        "parts": parts,
+        "calls": [_call(one) for one in calls[:PAGE]],
         "bad_calls": [bounded(one) for one in _dicts(message.get("invalid_tool_calls"))[:20]],
         "usage": _usage(message.get("usage_metadata")),
         "summary": clip(text_of(message), 140),
     }
+
+
+def _size(shown: Any) -> int:
+    """Characters of all texts in it."""
+    if isinstance(shown, dict):
+        return sum(len(key) + _size(one) for key, one in cast("dict[str, Any]", shown).items())
+    if isinstance(shown, list):
+        return sum(map(_size, cast("list[Any]", shown)))
+    return len(shown) if isinstance(shown, str) else 8
 
 
 def _usage(given: Any) -> dict[str, int]:

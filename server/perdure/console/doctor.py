@@ -18,7 +18,7 @@ from perdure.engine import db, diagnosis
 
 router = APIRouter(prefix="/console/doctor", include_in_schema=False, route_class=PageRoute, tags=["console"])
 
-UNTOLD = ("database_url",)
+UNTOLD = ("database_url", "otlp_endpoint")
 """Settings of which only whether they are given is shown; so are all secrets."""
 
 

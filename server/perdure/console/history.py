@@ -20,7 +20,10 @@ KEYS = 40  # changed keys, and added messages, that one checkpoint shows
 
 
 async def checkpoints(engine: Engine, thread_id: UUID, before: str | None) -> dict[str, Any]:
-    """A page of checkpoints, newest first, from those older than `before`; `older` is where the next page begins."""
+    """A page of checkpoints, newest first, from those older than `before`; `older` is where the next page begins.
+
+    `newest` is the state at the first one, if that is the thread's newest.
+    """
     found = await state.history(engine, thread_id, limit=PAGE + 1, before=before)
     outline = await branches.outline(engine, thread_id)
     head = outline[0][0] if outline else None
@@ -49,7 +52,8 @@ async def checkpoints(engine: Engine, thread_id: UUID, before: str | None) -> di
         )
     width = max((row["lanes"]["width"] for row in rows if row["lanes"]), default=0)
     older = rows[-1]["checkpoint_id"] if len(found) > PAGE else None
-    return {"rows": rows, "older": older, "width": width, "head": head}
+    newest = found[0] if found and before is None else None
+    return {"rows": rows, "older": older, "width": width, "newest": newest}
 
 
 def about(one: dict[str, Any]) -> dict[str, Any]:

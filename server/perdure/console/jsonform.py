@@ -12,12 +12,13 @@ from typing import Any, Literal, cast
 
 from perdure.api.body import INVALID_JSON, BodyRefused, parse
 from perdure.console.outline import resolved
-from perdure.console.shown import MAX_TEXT
+from perdure.console.shown import MAX_TEXT, as_json, clip
 from perdure.engine.errors import InvalidInput
 from perdure.engine.jsonable import jsonable
 
 MAX_FIELDS = 40
 MAX_DEPTH = 50
+MAX_KEY = 200  # characters of the name of a field
 LONG = 60  # characters beyond which a text gets several lines
 Kind = Literal["text", "long", "number", "integer", "boolean", "choice", "json"]
 Schema = dict[str, Any]
@@ -43,9 +44,9 @@ def of_schema(schema: Any, prefix: str = "value") -> list[Field]:
     whole = cast("Schema", schema) if isinstance(schema, dict) else {}
     root = resolved(whole, whole)
     properties: Any = root.get("properties")
-    if not isinstance(properties, dict) or not 0 < len(cast("Schema", properties)) <= MAX_FIELDS:
+    if not _can_be_fields(properties):
         title = root.get("title")
-        return [_field(root, whole, prefix, None, str(title) if title else "Answer", required=True)]
+        return [_field(root, whole, prefix, None, clip(title, MAX_KEY) if title else "Answer", required=True)]
     required: Any = root.get("required")
     needed: list[Any] = cast("list[Any]", required) if isinstance(required, list) else []
     return [
@@ -59,11 +60,17 @@ def of_values(values: Any, prefix: str) -> list[Field]:
 
     Empty if there is too much to be edited on a page.
     """
-    if len(_json(values)) > MAX_TEXT:
+    if len(as_json(values, MAX_TEXT)) > MAX_TEXT:
         return []
-    if not isinstance(values, dict) or not 0 < len(cast("Schema", values)) <= MAX_FIELDS:
+    if not _can_be_fields(values):
         return [Field(name=prefix, key=None, kind="json", label="Arguments", value=_json(values))]
     return [_held(f"{prefix}.{key}", str(key), value) for key, value in cast("Schema", values).items()]
+
+
+def _can_be_fields(given: Any) -> bool:
+    """Whether each entry can have a field of its own."""
+    entries = cast("Schema", given) if isinstance(given, dict) else {}
+    return 0 < len(entries) <= MAX_FIELDS and all(len(str(key)) <= MAX_KEY for key in entries)
 
 
 def read(fields: list[Field], form: dict[str, str]) -> Any:
@@ -127,6 +134,8 @@ def _field(given: Any, whole: Schema, name: str, key: str | None, label: str, *,
     choices = _choices(schema)
     kind = schema.get("type")
     default = schema.get("default", given.get("default") if isinstance(given, dict) else None)  # pyright: ignore
+    if len(as_json(default, MAX_TEXT)) > MAX_TEXT:
+        default = None
     hint = schema.get("description") or (cast("Schema", given).get("description") if isinstance(given, dict) else "")
     value = "" if default is None else default if isinstance(default, str) else _json(default)
     as_is: dict[str, Any] = {"name": name, "key": key, "label": label, "hint": str(hint or "")}
@@ -169,6 +178,8 @@ def _held(name: str, key: str, value: Any) -> Field:
 def _choices(schema: Schema) -> list[tuple[str, str]]:
     values: Any = [schema["const"]] if "const" in schema else schema.get("enum")
     if not isinstance(values, list) or len(cast("list[Any]", values)) > 200:
+        return []
+    if len(as_json(values, MAX_TEXT)) > MAX_TEXT:
         return []
     return [(_json(one), one if isinstance(one, str) else _json(one)) for one in cast("list[Any]", values)]
 

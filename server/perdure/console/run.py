@@ -19,6 +19,7 @@ from perdure.console.shown import short
 from perdure.engine import control, runs, stop
 from perdure.engine.core import Engine
 from perdure.engine.errors import RunFinished, RunNotFound
+from perdure.engine.tracing import ids
 from perdure.engine.views import rundetail, timeline
 
 router = APIRouter(prefix="/console/runs", include_in_schema=False, route_class=PageRoute, tags=["console"])
@@ -63,8 +64,21 @@ async def show_run(
         tabs=TABS,
         actions=possible(run),
         most_error=MOST_ERRORS,
+        trace_link=_trace_link(engine, run),
         **context,
     )
+
+
+def _trace_link(engine: Engine, run: dict[str, Any]) -> str | None:
+    """Where the run's trace can be looked at, if the settings say so."""
+    address = engine.settings.trace_url
+    if address is None:
+        return None
+    trace_id = ids.trace_of(run["run_id"], run["trace"])
+    values = {"trace_id": f"{trace_id:032x}", "run_id": str(run["run_id"]), "thread_id": str(run["thread_id"])}
+    for name, value in values.items():
+        address = address.replace(f"{{{name}}}", value)
+    return address
 
 
 def possible(run: dict[str, Any]) -> set[str]:

@@ -43,7 +43,9 @@ async def show_thread(
 ) -> Response:
     """`messages`: the page that ends before that number; `before`: checkpoints older than it; `checkpoint`: opened."""
     thread = await threads.get(engine, thread_id)
-    now = await state.read(engine, thread_id)
+    past = await history.checkpoints(engine, thread_id, before) if tab == "history" else None
+    # the newest page has read the present values: of a large state that takes most of the time
+    now = (past and past["newest"]) or await state.read(engine, thread_id)
     listed = chat.messages_of(now["values"])
     if tab is None or (tab == "chat" and not listed):
         tab = "chat" if listed else "state"
@@ -53,10 +55,10 @@ async def show_thread(
     elif tab == "state":
         shown |= {"values": bounded(now["values"]), "nodes": await _nodes(engine, thread)}
     elif tab == "history":
-        shown |= await _history(engine, thread, before, checkpoint)
+        shown |= {"history": past, **await _opened(engine, thread, checkpoint)}
     else:
-        past = await runlist.find_runs(engine, thread_id=thread_id, status=list(ENDED), cursor=cursor, limit=RUNS)
-        shown |= {"line": await lineup.line(engine, thread_id, limit=LINE + 1), "past": past, "most": LINE}
+        ended = await runlist.find_runs(engine, thread_id=thread_id, status=list(ENDED), cursor=cursor, limit=RUNS)
+        shown |= {"line": await lineup.line(engine, thread_id, limit=LINE + 1), "past": ended, "most": LINE}
     agent = thread["metadata"].get("graph_id")
     return page(
         request,
@@ -81,9 +83,8 @@ async def show_thread(
     )
 
 
-async def _history(
-    engine: Engine, thread: dict[str, Any], before: str | None, checkpoint: str | None
-) -> dict[str, Any]:
+async def _opened(engine: Engine, thread: dict[str, Any], checkpoint: str | None) -> dict[str, Any]:
+    """The checkpoint that is opened in the history. Raises CheckpointNotFound."""
     thread_id: UUID = thread["thread_id"]
     opened = None
     if checkpoint:
@@ -104,11 +105,7 @@ async def _history(
             "tasks": tasks,
             "metadata": bounded(found["metadata"]),
         }
-    return {
-        "history": await history.checkpoints(engine, thread_id, before),
-        "opened": opened,
-        "nodes": await _nodes(engine, thread) if opened else [],
-    }
+    return {"opened": opened, "nodes": await _nodes(engine, thread) if opened else []}
 
 
 async def _nodes(engine: Engine, thread: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ notebook, `langgraph dev`, a unit test of a node) `here()` says so and the words
 offers.
 """
 
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NotRequired, Protocol, cast
@@ -82,6 +82,10 @@ class Journal(Protocol):
         has no row is `new`. StepMismatch if a call in its place was recorded with another fingerprint and
         nothing but changed arguments explains that.
         """
+        ...
+
+    def trying(self, name: str, number: int) -> AbstractContextManager[None]:
+        """Around the `number`-th try (from 1 on) of a call: whoever watches the run sees how long it takes."""
         ...
 
     async def save(

@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -121,6 +121,9 @@ class _Row:
         self.inside = nested.get()[0]
         """The scope of what stands in the step, see `journal.nested`."""
 
+    def trying(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     async def save(self, status: str, **fields: Any) -> None:
         pass
 
@@ -137,6 +140,9 @@ class _JournalRow(_Row):
         self.journal, self.place, self.call, self.n = journal, place, call, found["n"]
         self.attempts, self.next_at = list(found["attempts"]), found["next_at"]
         self.inside += f"/{call.name}:{call.fingerprint[:16] if call.key is None else call.key}:{self.n}"
+
+    def trying(self) -> AbstractContextManager[None]:
+        return self.journal.trying(self.call.name, len(self.attempts) + 1)
 
     async def save(self, status: str, **fields: Any) -> None:
         await self.journal.save(
@@ -175,7 +181,7 @@ async def _attempts(call: Call, row: _Row, effect_key: str) -> Any:
         current_attempt = Running(effect_key, row.transaction)
         seen = ModelCalls()
         try:
-            with seen:
+            with seen, row.trying():
                 value = await _attempt(call, row, current_attempt)
             done = {**attempt, "seconds": time.monotonic() - clock, **seen.recorded()}
             committed = await _commit(call, current_attempt, value, [*row.attempts, done])

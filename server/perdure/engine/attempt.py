@@ -22,7 +22,7 @@ from langgraph.pregel import Pregel
 from langgraph.store.base import BaseStore
 from psycopg_pool import PoolTimeout
 
-from perdure.engine import beginning, chunks, interrupts, meters, queue, stop, timelimits
+from perdure.engine import beginning, chunks, interrupts, meters, queue, stop, timelimits, tracing
 from perdure.engine.channels import Channels, asked_frames
 from perdure.engine.errors import IdleTimeout, LeaseLost
 from perdure.engine.events import STATE, Frame
@@ -67,7 +67,10 @@ class Attempt:
         self._task: asyncio.Task[None] | None = None
         self._pulse = Pulse(shop.group)
         self._saver = FencedSaver(shop.engine.pool, self._pulse, run.thread_id, run.fence, stores_answers=False)
-        self._journal = Journal(shop.engine, self._pulse, run, called=self._pulse.beat)
+        self._trace = tracing.begin(run, worker)
+        self._settled: str | None = None  # how it has ended, once that is committed
+        self._error: dict[str, Any] | None = None
+        self._journal = Journal(shop.engine, self._pulse, run, called=self._pulse.beat, trace=self._trace)
         self._recording = Recording(
             *(self._pulse, shop.hub, run.thread_id, run.run_id, run.fence),
             flush_seconds=shop.engine.settings.event_flush_ms / 1000,
@@ -95,13 +98,15 @@ class Attempt:
         self._task = asyncio.current_task()
         self._log.info("claimed", graph_id=self.run.graph_id)
         try:
-            ended = await self._execute()
+            ended = self._settled = await self._execute()
         except (LeaseLost, asyncio.CancelledError) as exc:
             if isinstance(exc, asyncio.CancelledError) and not self.lost:
                 raise
             ended = "lost"
         finally:
             self.shop.group.forget(self.run.thread_id, self.run.fence)
+            if self._trace is not None:
+                self._trace.finish(self._settled, self._error)
         seconds = time.monotonic() - started
         meters.attempts.labels(ended).inc()
         meters.attempt_seconds.labels(self.run.graph_id).observe(seconds)
@@ -170,6 +175,8 @@ class Attempt:
         """
         run = self.run
         config = beginning.config_of(run, self._journal)
+        if self._trace is not None:
+            config["callbacks"] = [self._trace]
         registry = self.shop.engine.registry
         async with registry.open(run.graph_id, config, checkpointer=self._saver, store=self.shop.store) as graph:
             if not run.cancelling:
@@ -364,7 +371,9 @@ class Attempt:
 
         self._log.warning("attempt failed", error=error["error"], retryable=retryable, exc_info=not retryable)
         await self._settle(again if retryable else failed)
-        return "paused" if paused else "retried" if retryable else "failed"
+        self._error = error
+        self._settled = "paused" if paused else "retried" if retryable else "failed"
+        return self._settled
 
     async def _settle(self, commit: Any) -> None:
         """Write what is left and end the attempt; goes on trying while the database is away.

@@ -197,7 +197,7 @@ class Caller:
 
     async def _create(self, due: Due, callback_url: str | None) -> Answer:
         """Create the run: on a thread with the id of the call, or in a session of a perdure server."""
-        headers = {"idempotency-key": str(due.call_id)}
+        headers = {"idempotency-key": str(due.call_id), **({"traceparent": due.trace} if due.trace else {})}
         if due.key is not None:
             headers["perdure-callers"] = ",".join(due.callers)
             params = {"delay": f"{due.delay:.3f}s" if due.delay else None, "webhook": callback_url}

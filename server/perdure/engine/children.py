@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
 
-from perdure.engine import remote
+from perdure.engine import remote, tracing
 from perdure.engine.access import Actor
 from perdure.engine.db import Conn
 from perdure.engine.errors import InvalidInput, LeaseLost, RunNotFound
@@ -89,7 +89,7 @@ async def start(
         },
     )
     async with engine.pool.connection() as conn, conn.transaction():
-        run, _ = await runs.enqueue_in(engine, conn, thread_id, new)
+        run, _ = await runs.enqueue_in(engine, conn, thread_id, new, trace=tracing.child_of(parent))
         await conn.execute(
             LINK,
             {
@@ -109,6 +109,7 @@ async def start(
 INHERIT = """
 UPDATE runs r
    SET parent_thread_id = a.parent_thread_id, parent_run_id = a.parent_run_id, bound = a.bound,
+       trace = coalesce(a.trace, r.trace),
        metadata = r.metadata || jsonb_strip_nulls(jsonb_build_object('callers', a.metadata -> 'callers'))
   FROM interrupts i JOIN runs a ON a.thread_id = i.thread_id AND a.run_id = i.run_id
  WHERE r.thread_id = %(thread_id)s AND r.run_id = %(run_id)s AND a.parent_run_id IS NOT NULL
@@ -117,7 +118,7 @@ UPDATE runs r
 
 
 async def inherit(conn: Conn, thread_id: UUID, run_id: UUID, answered: list[str]) -> None:
-    """A run that takes answers goes on for the run that asked: it has the same parent.
+    """A run that takes answers goes on for the run that asked: it has the same parent, and its trace.
 
     Part of the caller's transaction.
     """

@@ -14,6 +14,7 @@ from perdure.engine import events, finding, queue, runs, stop, threads
 from perdure.engine.access import Actor, Within
 from perdure.engine.db import jsonb
 from perdure.engine.errors import EngineError, RunFinished
+from perdure.engine.tracing import rows as traces
 from perdure.engine.wake import NOTIFY_WORK
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ async def pause(engine: Engine, thread_id: UUID, run_id: UUID) -> dict[str, Any]
         await threads.lock(conn, thread_id)
         run = await runs.get_in(conn, thread_id, run_id)
         params = {"thread_id": thread_id, "run_id": run_id, "error": jsonb(error)}
+        await traces.taken(conn, thread_id, run_id, "paused")
         if await (await conn.execute(PAUSE, params)).fetchone() is None:
             raise _forbidden(run, "paused")
         await conn.execute(TAKE_AWAY, {"thread_id": thread_id, "run_id": run_id})

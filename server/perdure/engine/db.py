@@ -23,7 +23,8 @@ from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import Json, Jsonb
 from psycopg_pool import AsyncConnectionPool
 
-from perdure.engine import meters
+from perdure.engine import meters, tracing
+from perdure.engine.aftercommit import Committing
 from perdure.engine.jsonable import dumps
 
 log = structlog.get_logger(__name__)
@@ -61,6 +62,7 @@ async def open_pool(dsn: str, *, size: int, name: str, short_locks: bool = False
 
     pool: Pool = AsyncConnectionPool(
         dsn,
+        connection_class=_class(),
         kwargs=CONNECT,
         min_size=min(2, size),
         max_size=size,
@@ -76,7 +78,12 @@ async def open_pool(dsn: str, *, size: int, name: str, short_locks: bool = False
 
 async def connect(dsn: str) -> Conn:
     """One connection of its own, outside any pool (listening, leases)."""
-    return cast(Conn, await AsyncConnection.connect(dsn, **CONNECT))
+    return await _class().connect(dsn, **CONNECT)
+
+
+def _class() -> type[Conn]:
+    """Spans are told after the commit, so connections notice it where there are traces."""
+    return AsyncConnection[DictRow] if tracing.exporter is None else Committing
 
 
 def plain_json(value: Any) -> Json:

@@ -42,7 +42,7 @@ def local(settings: Settings) -> list[dict[str, Any]]:
     """What needs no database: versions, langgraph.json, the model, who may use the API."""
     found = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
     versions = check("versions", True, f"Python {platform.python_version()}, {found}")
-    return [versions, _graphs(settings), _model(settings), *_open_doors(settings)]
+    return [versions, _graphs(settings), _model(settings), _traces(settings), *_open_doors(settings)]
 
 
 def _graphs(settings: Settings) -> dict[str, Any]:
@@ -65,6 +65,13 @@ def _model(settings: Settings) -> dict[str, Any]:
         return check("model", True, "a model is named in the environment")
     detail = "no model key in the environment: `serve` would use the simulator"
     return check("model", None, detail, "set OPENAI_API_KEY, or PERDURE_MODEL and that provider's key")
+
+
+def _traces(settings: Settings) -> dict[str, Any]:
+    if settings.traces_to is not None:
+        return check("traces", True, f"go to {settings.traces_to}")
+    why = "OTEL_SDK_DISABLED is set" if settings.otlp_endpoint else "OTEL_EXPORTER_OTLP_ENDPOINT is not set"
+    return check("traces", True, f"are off: {why}")
 
 
 def _open_doors(settings: Settings) -> list[dict[str, Any]]:

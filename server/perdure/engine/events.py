@@ -64,7 +64,7 @@ WITH taken AS (
     INSERT INTO run_events (thread_id, seq, run_id, at, event, data, checkpoint_id)
     SELECT taken.thread_id, taken.base + f.n, %(run_id)s, to_timestamp(%(ms)s / 1000.0),
            f.event, f.data, f.checkpoint_id
-      FROM taken, unnest(%(events)s::text[], %(data)s::text[], %(checkpoint_ids)s::text[])
+      FROM taken, unnest(%(events)s::text[], %(data)b::text[], %(checkpoint_ids)s::text[])
            WITH ORDINALITY AS f(event, data, checkpoint_id, n)
 )
 SELECT base, pg_notify('perdure_events', thread_id || ' ' || event_seq || ' -') FROM taken

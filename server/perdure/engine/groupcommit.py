@@ -112,7 +112,7 @@ PARTS: dict[str, LiteralString] = {
     INSERT INTO run_events (thread_id, seq, run_id, at, event, data, checkpoint_id)
     SELECT e.thread_id, held.base + e.n, e.run_id, to_timestamp(e.ms / 1000.0), e.event, e.data, e.checkpoint_id
       FROM unnest(%(e_thread)s::uuid[], %(e_n)s::int[], %(e_run)s::uuid[], %(e_ms)s::bigint[], %(e_event)s::text[],
-                  %(e_data)s::text[], %(e_checkpoint)s::text[])
+                  %(e_data)b::text[], %(e_checkpoint)s::text[])  -- as text psycopg takes 0.1 to 0.5 s for 1 MB
            AS e(thread_id, n, run_id, ms, event, data, checkpoint_id)
       JOIN held USING (thread_id)
 )""",

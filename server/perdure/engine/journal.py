@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from perdure.engine.groupcommit import GroupCommit, Write
 if TYPE_CHECKING:
     from perdure.engine.core import Engine
     from perdure.engine.queue import Claimed
+    from perdure.engine.tracing.attempt import AttemptTrace
 
 MAILBOX = "mailbox"
 
@@ -77,11 +78,17 @@ class Journal:
     """The journal of one attempt, as graph code sees it; used on one event loop.
 
     `called` is told of each call of a word. `cancelling`: this attempt only compensates. `waits` is
-    what the words have noted before they suspend the run.
+    what the words have noted before they suspend the run. `trace` is told of tries and of replayed steps.
     """
 
     def __init__(
-        self, engine: Engine, group: GroupCommit, run: Claimed, *, called: Callable[[], None] | None = None
+        self,
+        engine: Engine,
+        group: GroupCommit,
+        run: Claimed,
+        *,
+        called: Callable[[], None] | None = None,
+        trace: AttemptTrace | None = None,
     ) -> None:
         self.cancelling = run.cancelling is not None
         self.waits: list[float | None] = []  # times (Unix seconds); None: until a child wakes the run
@@ -92,6 +99,7 @@ class Journal:
         self._group = group
         self._run = run
         self._called = called
+        self._trace = trace
         self._scopes: dict[str, _Scope] = {}
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._asking: Counter[str] = Counter()  # calls that wait for their turn
@@ -152,6 +160,8 @@ class Journal:
                 except StepMismatch:
                     book.in_flight.discard(place)
                     raise
+        if self._trace is not None and row["status"] == "done":
+            self._trace.replayed(name)
         next_at: datetime | None = row["next_at"]
         return {
             "n": place[2],
@@ -161,6 +171,10 @@ class Journal:
             "attempts": row["attempts"],
             "next_at": next_at.timestamp() if next_at else None,
         }
+
+    def trying(self, name: str, number: int) -> AbstractContextManager[None]:
+        """Around the `number`-th try (from 1 on) of a call that `find` has returned."""
+        return nullcontext() if self._trace is None else self._trace.step(name, number)
 
     async def save(
         self,

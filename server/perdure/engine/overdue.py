@@ -11,6 +11,7 @@ import structlog
 from perdure.engine import control, events, threads
 from perdure.engine.db import jsonb
 from perdure.engine.errors import ThreadNotFound
+from perdure.engine.tracing import rows as traces
 
 if TYPE_CHECKING:
     from perdure.engine.core import Engine
@@ -60,8 +61,10 @@ async def _pause(engine: Engine, thread_id: UUID, run_id: UUID, seconds: float) 
     keys = {"thread_id": thread_id, "run_id": run_id}
     async with engine.pool.connection() as conn, conn.transaction():
         await threads.lock(conn, thread_id)
+        held = await traces.held(conn, thread_id, run_id)
         if await (await conn.execute(PAUSE, {**keys, "error": jsonb(error)})).fetchone() is None:
             return False
+        traces.released(conn, held, "paused")
         await conn.execute(control.TAKE_AWAY, keys)
         await conn.execute(threads.CANCEL_NOTICE, {"run_id": str(run_id)})
         last = {"event": "paused", "error": message, "final": True}

@@ -23,6 +23,7 @@ from perdure.engine import children, events, push, webhooks
 from perdure.engine.db import Conn, Pool, jsonb
 from perdure.engine.errors import LeaseLost
 from perdure.engine.hub import Event
+from perdure.engine.tracing import rows as traces
 from perdure.engine.wake import NOTIFY_WORK
 
 LOST_FREE = 3  # a lost worker costs no back-off the first times: takeover is at once
@@ -53,6 +54,7 @@ class Claimed:
     head_commanded: bool
     abandons_saga: bool
     actor: dict[str, Any] | None = None
+    trace: str | None = None  # see `tracing.ids`
 
 
 CLAIM = """
@@ -100,7 +102,7 @@ WITH ready AS (
 UPDATE runs r
    SET status = 'running', attempt = r.attempt + 1, ready_at = NULL, woken = false, worker_id = %(worker_id)s,
        lease_until = now() + make_interval(secs => %(lease_seconds)s),
-       started_at = coalesce(r.started_at, now()), updated_at = now(),
+       started_at = coalesce(r.started_at, now()), claimed_at = now(), updated_at = now(),
        overdue_at = coalesce(r.overdue_at, now() + make_interval(secs => r.max_seconds)),
        base_checkpoint_id = coalesce(r.base_checkpoint_id, head.checkpoint_id, ''),
        base_commands = coalesce(r.base_commands, head.commands, 0),
@@ -108,7 +110,7 @@ UPDATE runs r
   FROM owned LEFT JOIN head ON head.thread_id = owned.thread_id
  WHERE r.thread_id = owned.thread_id AND r.run_id = owned.run_id
 RETURNING r.thread_id, r.run_id, owned.fence, r.attempt, r.failures, r.graph_id, r.assistant_id, r.kwargs, r.metadata,
-          r.actor, r.cancelling, r.base_checkpoint_id, head.checkpoint_id AS head, head.run_id AS head_run_id,
+          r.actor, r.trace, r.cancelling, r.base_checkpoint_id, head.checkpoint_id AS head, head.run_id AS head_run_id,
           coalesce(head.commands, 0) > r.base_commands AS head_commanded,
           r.kwargs -> 'input' <> 'null'::jsonb AND r.kwargs -> 'command' = 'null'::jsonb
           AND head.run_id IS DISTINCT FROM r.run_id::text AND EXISTS (
@@ -167,14 +169,14 @@ async def renew(conn: Conn, *, worker_id: UUID, run_ids: list[UUID], lease_secon
 # claimed the run anew meanwhile, are left alone.
 RELEASE = """
 WITH held AS (
-    SELECT r.thread_id, r.run_id, t.fence
-      FROM runs r JOIN threads t ON t.thread_id = r.thread_id
+    SELECT r.thread_id, r.run_id, t.fence, w.name AS worker
+      FROM runs r JOIN threads t ON t.thread_id = r.thread_id LEFT JOIN workers w ON w.worker_id = r.worker_id
      WHERE r.status = 'running'
        AND (r.worker_id = %(worker_id)s::uuid OR (%(worker_id)s::uuid IS NULL AND r.lease_until < now()))
 ), freed AS (
     UPDATE threads t SET fence = t.fence + 1 FROM held
      WHERE t.thread_id = held.thread_id AND t.fence = held.fence
-    RETURNING held.thread_id, held.run_id
+    RETURNING held.thread_id, held.run_id, held.worker
 )
 UPDATE runs r
    SET status = CASE WHEN %(lost)s AND r.failures + 1 >= %(max_attempts)s THEN 'paused' ELSE 'pending' END,
@@ -187,14 +189,23 @@ UPDATE runs r
        worker_id = NULL, lease_until = NULL, updated_at = now()
   FROM freed
  WHERE r.thread_id = freed.thread_id AND r.run_id = freed.run_id AND r.status = 'running'
-RETURNING r.thread_id, r.run_id, r.attempt, r.status
+RETURNING r.thread_id, r.run_id, r.attempt, r.status, r.trace, r.claimed_at, r.updated_at AS at, freed.worker
 """
 
 
 async def release(
-    conn: Conn, *, worker_id: UUID | None, lost: bool, max_attempts: int, initial: float, cap: float
+    conn: Conn,
+    *,
+    worker_id: UUID | None,
+    lost: bool,
+    max_attempts: int,
+    initial: float,
+    cap: float,
+    worker: str | None = None,
 ) -> list[dict[str, Any]]:
     """Give back the runs of a worker, or (`worker_id` None) all whose lease has ended. One transaction.
+
+    `worker`: its name, if it is not registered any more.
 
     `lost`: their worker died, which counts against the run's retries; a worker that hands
     them back by itself costs nothing. Any number of callers may try at once; each run is
@@ -213,12 +224,14 @@ async def release(
             frames = [events.Frame.of("error", error)] if paused else []
             frames.append(events.Frame.of("lifecycle", frame))
             await events.append(conn, row["thread_id"], row["run_id"], frames)
+            told = {**row, "worker": worker or row["worker"]}
+            traces.released(conn, told, "worker lost" if lost else "handed back", error if lost else None)
         if rows:
             await conn.execute(NOTIFY_WORK)
     return rows
 
 
-FORGET = "DELETE FROM workers WHERE worker_id = %(worker_id)s"
+FORGET = "DELETE FROM workers WHERE worker_id = %(worker_id)s RETURNING name"
 
 
 async def unregister(conn: Conn, worker_id: UUID, **policy: Any) -> list[dict[str, Any]]:
@@ -227,8 +240,8 @@ async def unregister(conn: Conn, worker_id: UUID, **policy: Any) -> list[dict[st
     Its row goes first. That waits for a claim in flight, whose runs the release then sees.
     """
     async with conn.transaction():
-        await conn.execute(FORGET, {"worker_id": worker_id})
-        return await release(conn, worker_id=worker_id, **policy)
+        gone = await (await conn.execute(FORGET, {"worker_id": worker_id})).fetchone()
+        return await release(conn, worker_id=worker_id, worker=gone["name"] if gone else None, **policy)
 
 
 RETRY_THREAD = """
@@ -362,6 +375,7 @@ async def end_run(conn: Conn, thread_id: UUID, run_id: UUID, status: str, error:
     params = {"thread_id": thread_id, "run_id": run_id, "status": status}
     cursor = await conn.execute(END_RUN, {**params, "error": jsonb(error) if error else None})
     row = await cursor.fetchone()
+    await traces.ended(conn, thread_id, run_id)
     if row and row["webhook"]:
         await webhooks.add(conn, thread_id, run_id)
     if row and row["pushed"]:

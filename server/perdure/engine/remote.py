@@ -21,6 +21,7 @@ from uuid import UUID, uuid5
 
 from standardwebhooks import WebhookVerificationError
 
+from perdure.engine import tracing
 from perdure.engine.db import Conn, jsonb, plain_json
 from perdure.engine.errors import InvalidInput, LeaseLost
 
@@ -33,9 +34,9 @@ WITH held AS (
     SELECT thread_id FROM threads WHERE thread_id = %(thread_id)s AND fence = %(fence)s FOR SHARE
 ), added AS (
     INSERT INTO remote_calls (thread_id, call_id, run_id, bound, server, host, agent, key, input, callers, available_at,
-                              token, callback_url)
+                              token, callback_url, trace)
     SELECT thread_id, %(call_id)s, %(run_id)s, %(bound)s, %(server)s, %(host)s, %(agent)s, %(key)s, %(input)s,
-           %(callers)s, now() + make_interval(secs => %(delay)s), %(token)s, %(callback_url)s
+           %(callers)s, now() + make_interval(secs => %(delay)s), %(token)s, %(callback_url)s, %(trace)s
       FROM held
     ON CONFLICT (thread_id, call_id) DO NOTHING
     RETURNING call_id
@@ -82,6 +83,7 @@ async def start(
         "callers": jsonb(callers),
         "delay": delay,
         "token": token,
+        "trace": tracing.child_of(parent),
         "callback_url": f"{own.rstrip('/')}/callbacks/{token}" if own and bound else None,
     }
     async with engine.pool.connection() as conn:

@@ -30,6 +30,7 @@ from perdure.engine.db import Conn, jsonb
 from perdure.engine.errors import RunFinished, RunNotFound, RunRejected, ThreadNotFound
 from perdure.engine.hub import Event
 from perdure.engine.newrun import NewRun, delay_of, kwargs_of, merge, merge_config
+from perdure.engine.tracing import ids
 from perdure.engine.wake import NOTIFY_WORK, wake
 
 if TYPE_CHECKING:
@@ -86,10 +87,10 @@ def again(run: dict[str, Any], **changes: Any) -> NewRun:
 INSERT: LiteralString = (
     """
 INSERT INTO runs (thread_id, run_id, assistant_id, graph_id, ready_at, available_at, priority, behind_question,
-                  multitask_strategy, metadata, kwargs, first_seq, max_seconds, actor)
+                  multitask_strategy, metadata, kwargs, first_seq, max_seconds, trace, actor)
 SELECT %(thread_id)s, %(run_id)s, %(assistant_id)s, %(graph_id)s,
        CASE WHEN %(ready)s THEN now() + %(delay)s END, now() + %(delay)s, %(priority)s, %(behind_question)s,
-       %(multitask_strategy)s, %(metadata)s, %(kwargs)s, %(first_seq)s, %(max_seconds)s,
+       %(multitask_strategy)s, %(metadata)s, %(kwargs)s, %(first_seq)s, %(max_seconds)s, %(trace)s,
        coalesce(%(actor)s::jsonb, (SELECT r.actor FROM runs r
                                     WHERE r.thread_id = %(thread_id)s AND r.run_id = %(like)s))
 RETURNING """
@@ -142,8 +143,11 @@ async def enqueue_in(
     answered_as: str = "answered",
     by: str | None = None,
     token: str | None = None,
+    trace: str | None = None,
 ) -> tuple[dict[str, Any], list[Event]]:
     """As `enqueue`, part of the caller's transaction; the events may be given to the hub when it is committed.
+
+    `trace`: the traceparent that it stands below, if that is not the one of the request that is being answered.
 
     The transaction (or a savepoint around this call) must be rolled back if it raises.
     """
@@ -210,6 +214,7 @@ async def enqueue_in(
             "first_seq": thread["event_seq"],
             "actor": jsonb(actor.stored()) if actor else None,
             "like": new.like,
+            "trace": trace or ids.caller.get(),
             "max_seconds": new.max_duration or timelimits.limits_of(engine, assistant["graph_id"]).max_duration,
         },
     )

@@ -19,6 +19,7 @@ from perdure.engine.access import Within
 from perdure.engine.db import Conn
 from perdure.engine.errors import LeaseLost, RunNotFound, ThreadNotFound
 from perdure.engine.hub import Event
+from perdure.engine.tracing import rows as traces
 from perdure.engine.wake import NOTIFY_WORK
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ async def cancel_in(
     owner = thread["run_id"] == run_id
     if compensate and run["cancelling"] and run["status"] != "paused":
         return [], False  # its undos are running, or will be
+    await traces.taken(conn, thread_id, run_id, "cancelled")
     if owner or run["cancelling"]:
         await conn.execute(threads.CANCEL_NOTICE, {"run_id": str(run_id)})
         if compensate and await (await conn.execute(OPEN_SAGA, {"thread_id": thread_id})).fetchone():
@@ -211,6 +213,7 @@ async def _end(conn: Conn, thread_id: UUID, run_id: UUID, action: str, run: dict
         base: dict[str, Any] = {"base": run["base_checkpoint_id"], "base_tasks": run["base_tasks"] or []}
         await conn.execute(DELETE_CHECKPOINTS, {"thread": str(thread_id), "run": str(run_id), **base})
         await conn.execute(DELETE_STEPS, {"thread_id": thread_id, "run_id": run_id})
+        await traces.ended(conn, thread_id, run_id, "rolled back")
         await delete_row(conn, thread_id, run_id)
         if run["kwargs"].get("answered"):
             await interrupts.take_back(conn, thread_id, run["kwargs"]["answered"])
@@ -275,12 +278,15 @@ async def give_up_sagas(conn: Conn, thread_id: UUID) -> None:
 # Like an answer without an answer: it goes on from the head, before whatever is queued.
 INSERT_COMPENSATION = """
 INSERT INTO runs (thread_id, run_id, assistant_id, graph_id, ready_at, priority, cancelling, metadata, kwargs,
-                  first_seq, parent_thread_id, parent_run_id, bound, actor)
+                  first_seq, parent_thread_id, parent_run_id, bound, actor, trace)
 SELECT r.thread_id, %(new_id)s, r.assistant_id, r.graph_id, now(), true, 'interrupt',
        r.metadata || jsonb_build_object('compensates', r.run_id),
        (r.kwargs - 'answered' || '{"input": null, "command": null, "checkpoint": null, "checkpoint_id": null,
                                    "webhook": null}') #- '{config,configurable,checkpoint_id}',
-       t.event_seq, r.parent_thread_id, r.parent_run_id, r.bound, r.actor
+       t.event_seq, r.parent_thread_id, r.parent_run_id, r.bound, r.actor,
+       -- below the span of the run that it undoes, see tracing/ids.py
+       format('00-%%s-%%s-%%s', coalesce(split_part(r.trace, '-', 2), replace(r.run_id::text, '-', '')),
+              right(replace(r.run_id::text, '-', ''), 16), coalesce(split_part(r.trace, '-', 4), '01'))
   FROM steps s JOIN runs r ON r.thread_id = s.thread_id AND r.run_id = s.run_id
        JOIN threads t ON t.thread_id = s.thread_id
  WHERE s.thread_id = %(thread_id)s AND s.name = 'saga' AND s.status = 'open'

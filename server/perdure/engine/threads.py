@@ -16,6 +16,7 @@ from perdure.engine import children, webhooks
 from perdure.engine.access import Within
 from perdure.engine.db import Conn, jsonb
 from perdure.engine.errors import InvalidInput, ThreadBusy, ThreadExists, ThreadNotFound
+from perdure.engine.tracing import rows as traces
 from perdure.engine.ttl import COLUMN as TTL
 from perdure.engine.ttl import Ttl, configured
 
@@ -197,6 +198,7 @@ async def delete_rows(conn: Conn, thread_ids: list[UUID]) -> list[UUID]:
     Part of the caller's transaction. Without its row a thread accepts no writes: a worker
     that still runs one is fenced off, and is told to stop.
     """
+    await traces.deleted(conn, thread_ids)
     cursor = await conn.execute(DELETE, {"thread_ids": thread_ids})
     gone = await cursor.fetchall()
     ids: list[UUID] = [row["thread_id"] for row in gone]

@@ -41,6 +41,7 @@ class Due:
     remote_run_id: str | None
     attempt: int
     tries: int
+    trace: str | None
 
 
 # `next_at <= now()` stands twice: see `webhooks.CLAIM`.
@@ -62,7 +63,7 @@ UPDATE remote_calls c
   FROM due WHERE c.thread_id = due.thread_id AND c.call_id = due.call_id
 RETURNING c.thread_id, c.call_id, c.bound, c.server, c.host, c.agent, c.key, c.input, c.callers,
           greatest(0, extract(epoch FROM c.available_at - now()))::float8 AS delay, c.callback_url, c.status,
-          c.cancelling, c.plain, c.remote_thread_id, c.remote_run_id, c.attempt, c.tries
+          c.cancelling, c.plain, c.remote_thread_id, c.remote_run_id, c.attempt, c.tries, c.trace
 """
 
 

@@ -27,7 +27,7 @@ RUN = """
 SELECT r.run_id, r.thread_id, r.assistant_id, r.graph_id, r.graph_id AS agent, r.status, r.attempt, r.failures,
        r.error, r.cancelling, r.created_at, r.available_at, r.started_at, r.ended_at, r.updated_at, r.worker_id,
        w.name AS worker, r.lease_until, r.parent_thread_id, r.parent_run_id, r.base_checkpoint_id, r.first_seq,
-       r.metadata, coalesce(r.metadata -> 'simulated' = 'true', false) AS simulated, r.multitask_strategy,
+       r.trace, r.metadata, coalesce(r.metadata -> 'simulated' = 'true', false) AS simulated, r.multitask_strategy,
        CASE WHEN r.status IN ('pending', 'suspended') THEN r.ready_at END AS next_at,
        coalesce(r.kwargs -> 'input' <> 'null'::jsonb, false) AS has_input,
        r.kwargs ->> 'checkpoint_id' AS checkpoint_id,
