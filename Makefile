@@ -33,7 +33,7 @@ demo: $(READY)  ## The story in a minute: agents, a person, kill -9 of a worker,
 	@exec $(BIN)/perdure demo $(ARGS)
 
 test: $(READY)  ## All tests, JOBS=3 processes at a time
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 crash: $(READY)  ## Kill workers around every commit of every scenario; prints a table
 	CRASH_ALL=1 $(BIN)/python -m pytest tests/crash tests/engine/test_model.py -s -q $(ARGS)

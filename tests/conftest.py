@@ -18,6 +18,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from xdist.scheduler import LoadScopeScheduling
 
 from perdure.config import MODEL_KEYS
 from perdure.engine.db import migrate
@@ -29,31 +30,33 @@ STOP_SECONDS = 30.0
 WAIT_SECONDS = 30.0
 
 
-SERVERS = ("guarded", "replicas", "wire", "live")
-"""Fixtures of servers that many tests share. Each is started by one test process only: idle servers cost time, too."""
+TOGETHER = {
+    "live": "api: crons links live metrics protocol sessions store",
+    "guarded": "console: login oidc_login screenshots system",
+    "replicas": "console: agents inbox overview playground run runs schedules store_page thread threads",
+    "wire": "wire: browser contract_runs contract_streams contract_threads descriptions js_sdk remote_graph sdk studio",
+}
+"""By the fixture of servers that they share: test files that one process takes. Idle servers cost time, too."""
 
-FIRST = (
-    *SERVERS,
-    *(f"tests/{name}.py" for name in ("console/test_screenshots", "test_guide", "test_notebooks", "console/test_run")),
-    *(f"tests/{name}.py" for name in ("graphs/test_kills", "cli/test_commands", "wire/test_mcp", "test_bench")),
-)
-"""What takes longest; whoever came to it last would leave the other processes with nothing to do."""
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests one process takes together, for `--dist loadgroup`: those of a server, else those of a file."""
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        fixtures: list[str] = getattr(item, "fixturenames", [])
-        group = next((name for name in SERVERS if name in fixtures), file)
-        if not file.startswith("tests/crash/"):  # nothing is shared there, and each takes long
-            item.add_marker(pytest.mark.xdist_group(group))
-        item.stash[PLACE] = next((n for n, name in enumerate(FIRST) if name in (group, file)), len(FIRST))
-    items.sort(key=lambda item: item.stash[PLACE])
+GROUPS = {
+    f"tests/{folder}/test_{name}.py": fixture
+    for fixture, (folder, _, names) in ((fixture, files.partition(": ")) for fixture, files in TOGETHER.items())
+    for name in names.split()
+}
 
 
-PLACE = pytest.StashKey[int]()
+class Distribution(LoadScopeScheduling):
+    """Files as wholes, some of them together; crash tests share nothing and take long, so each is on its own."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return nodeid if file.startswith("tests/crash/") else GROUPS.get(file, file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Distribution | None:
+    """What `make test` distributes tests by, see pytest-xdist."""
+    return Distribution(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

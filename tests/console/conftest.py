@@ -107,7 +107,8 @@ def key_of(replicas: Replicas, owner: str) -> dict[str, Any]:
 
     async def create() -> dict[str, Any]:
         async with await connect(replicas.dsn) as conn:
-            return await keys.create(conn, name=f"key of {owner}", owner=owner)
+            made = await keys.create(conn, name=f"key of {owner}", owner=owner)
+        return {**made, "key_id": str(made["key_id"])}
 
     with ThreadPoolExecutor(1) as elsewhere:  # Playwright's event loop runs in this thread
         return elsewhere.submit(asyncio.run, create()).result()

@@ -16,7 +16,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from perdure.cli.output import Exit, JsonFlag, console, fail, print_json
-from perdure.config import Settings, load_settings
+from perdure.config import Settings, has_model_key, load_settings
 
 if TYPE_CHECKING:
     from perdure.app import Started
@@ -125,8 +125,9 @@ def _banner(started: "Started") -> None:
     lines.append(("Graphs", ", ".join(started.graphs)))
     lines.append(("Database", started.database))
     lines.append(("Slots", str(started.slots) if started.slots else "none here: start `perdure worker`"))
-    model = "SIMULATED (simulated-1): no model key found, answers are made up by rules"
-    lines.append(("Model", model if started.simulated else "from your environment"))
+    model = "from your environment" if has_model_key() else "none: no model key found"
+    simulated = "SIMULATED (simulated-1): no model key found, answers are made up by rules"
+    lines.append(("Model", simulated if started.simulated else model))
     if started.traces_to:
         lines.append(("Traces", started.traces_to))
     text = Text("\n").join(Text.assemble((f"{name:<10}", "bold"), value) for name, value in lines)
