@@ -3,11 +3,13 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,8 +27,8 @@ from perdure.engine.db import migrate
 from perdure.engine.postgres import embedded
 
 ROOT = Path(__file__).resolve().parent.parent
-START_SECONDS = 60.0
-STOP_SECONDS = 30.0
+START_SECONDS = 120.0
+STOP_SECONDS = 60.0
 WAIT_SECONDS = 30.0
 
 
@@ -34,7 +36,8 @@ TOGETHER = {
     "live": "api: crons links live metrics protocol sessions store",
     "guarded": "console: login oidc_login screenshots system",
     "replicas": "console: agents inbox overview playground run runs schedules store_page thread threads",
-    "wire": "wire: browser contract_runs contract_streams contract_threads descriptions js_sdk remote_graph sdk studio",
+    "wire": "wire: browser contract_details contract_resuming contract_runs contract_streams contract_threads "
+    "descriptions js_sdk remote_graph sdk studio",
 }
 """By the fixture of servers that they share: test files that one process takes. Idle servers cost time, too."""
 
@@ -109,8 +112,15 @@ class Database:
         self._execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(self.name)))
 
     def _execute(self, statement: sql.Composed) -> None:
-        with psycopg.connect(self.url, autocommit=True) as conn:
-            conn.execute(statement)
+        end = time.monotonic() + WAIT_SECONDS
+        while True:
+            try:
+                with psycopg.connect(self.url, autocommit=True) as conn:
+                    conn.execute(statement)
+                return
+            except psycopg.errors.ObjectInUse:  # PostgreSQL waits 5 s for those whom it has told to leave
+                if time.monotonic() > end:
+                    raise
 
 
 T = TypeVar("T")
@@ -123,6 +133,22 @@ def eventually(look: Callable[[], T], is_right: Callable[[T], Any] = bool, *, se
         assert time.monotonic() < end, f"still {found!r} after {seconds} s"
         time.sleep(0.02)  # what another process does can only be asked again
     return found
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port of 127.0.0.1 that nobody is given by chance meanwhile: a server of ours may listen on it, and do so again.
+
+    A socket that is bound and does not listen holds it. Only Linux lets another one listen there then; elsewhere the
+    port is merely one that was free.
+    """
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        if sys.platform != "linux":
+            held.close()
+        yield port
 
 
 def clean_environment(**given: str) -> dict[str, str]:
@@ -163,12 +189,12 @@ class Process:
         self.popen.kill()
         self.popen.wait()
 
-    def wait(self) -> int:
+    def wait(self, seconds: float = STOP_SECONDS) -> int:
         try:
-            return self.popen.wait(STOP_SECONDS)
+            return self.popen.wait(seconds)
         except subprocess.TimeoutExpired:
             self.kill()
-            pytest.fail(f"process {self.pid} did not stop in {STOP_SECONDS} s:\n{self.output}")
+            pytest.fail(f"process {self.pid} did not stop in {seconds} s:\n{self.output}")
 
     def until(self, pattern: str, seconds: float = START_SECONDS) -> "re.Match[str]":
         """Wait until its output matches. Fails the test if it ends first or takes too long."""
@@ -184,6 +210,13 @@ class Process:
 
 
 Launch = Callable[..., Process]
+
+
+@pytest.fixture
+def free_port() -> Iterator[Callable[[], int]]:
+    """Gives ports for this test's servers, see `reserved_port`."""
+    with ExitStack() as held:
+        yield lambda: held.enter_context(reserved_port())
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT, clean_environment
 
 CASES = ["seq", "steps", "stateless", "chat", "fanout", "approval", "stream", "burst"]
-SECONDS = 120
+SECONDS = 300
 
 
 def measured(tmp_path: Path, dsn: str, module: str, *arguments: str) -> tuple[str, Any]:

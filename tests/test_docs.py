@@ -231,7 +231,7 @@ def test_curls_of_the_pattern_table_work_as_pasted(server: Callable[..., Process
     assert all(rows), "a row without a request"
     for curl in (curl for row in rows for curl in row):
         done = subprocess.run(
-            ["bash", "-c", curl.replace(API, process.url)], capture_output=True, text=True, timeout=60, check=True
+            ["bash", "-c", curl.replace(API, process.url)], capture_output=True, text=True, timeout=120, check=True
         )
         answer = json.loads(done.stdout)
         assert "answer" in answer or "run_id" in answer, f"{curl}\n{done.stdout}"
@@ -247,7 +247,7 @@ def test_example_of_the_readme_pays_small_refunds_and_asks_about_large_ones(
     (tmp_path / "refund.py").write_text(example, encoding="utf-8")
     (tmp_path / "langgraph.json").write_text(config, encoding="utf-8")
     process = server(config=tmp_path / "langgraph.json")
-    with httpx.Client(base_url=process.url, timeout=30) as http:
+    with httpx.Client(base_url=process.url, timeout=60) as http:
         small = http.post("/agents/refund/run", json={"order": "A-17", "amount": 30})
         assert small.status_code == 200
         assert small.json()["result"].startswith("paid 30 USD for order A-17, reference ")

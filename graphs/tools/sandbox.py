@@ -30,7 +30,6 @@ MAX_FILE_BYTES = 256 * 1024
 MAX_LISTED = 200
 MAX_DEPTH = 20
 """Names in a path. Programs that walk folders by recursion could not even delete a deep one."""
-COMMAND_SECONDS = 20.0
 LOCK_SECONDS = 60.0
 """Longest wait for another writer or command of the same folder."""
 
@@ -40,12 +39,15 @@ LINK = (errno.ELOOP, errno.EMLINK)
 
 
 class SandboxSettings(BaseSettings):
-    """Environment: CODING_SANDBOX. Read again at each call."""
+    """Environment: CODING_SANDBOX, CODING_COMMAND_SECONDS. Read again at each call."""
 
     model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True)
 
     coding_sandbox: Path = Path(".perdure") / "sandbox"
     """Folder of the sandboxes. Workers on several machines must share it."""
+
+    coding_command_seconds: float = 20.0
+    """Longest time that a command may take."""
 
 
 class Refused(Exception):
@@ -120,10 +122,11 @@ class Sandbox:
                     break
         return sorted(found)[:MAX_LISTED]
 
-    async def run(self, command: str, *, seconds: float = COMMAND_SECONDS) -> str:
+    async def run(self, command: str, *, seconds: float | None = None) -> str:
         """What a shell command prints, and how it ended. When the caller is cancelled, the command is killed."""
+        limit = SandboxSettings().coding_command_seconds if seconds is None else seconds
         async with self._turn() as lock:
-            return await execute(command, folder=self.path, seconds=seconds, lock=lock)
+            return await execute(command, folder=self.path, seconds=limit, lock=lock)
 
     def _make(self) -> None:
         try:

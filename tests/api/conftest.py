@@ -30,6 +30,7 @@ GRAPHS = '''
 
 import asyncio
 from operator import add
+from pathlib import Path
 from typing import Annotated, Any
 
 from langgraph.graph import START, StateGraph
@@ -42,11 +43,14 @@ from perdure import approval
 class State(TypedDict, total=False):
     log: Annotated[list[str], add]
     seconds: float
+    hold: str  # a file: as long as it is there, the node waits
     answer: Any
 
 
 async def work(state: State) -> State:
     await asyncio.sleep(state.get("seconds", 0))
+    while "hold" in state and Path(state["hold"]).exists():
+        await asyncio.sleep(0.02)
     return {"log": ["worked"]}
 
 
@@ -110,6 +114,13 @@ def live(database_url: str, config: Path) -> Iterator[str]:
     """The address of a real server that the tests of this folder share; start-up takes seconds."""
     with serve(database_url, config) as url:
         yield url
+
+
+@pytest.fixture
+def hold(tmp_path: Path) -> Path:
+    """A file that holds a run of `works` which names it in its input, until it is taken away."""
+    (tmp_path / "hold").touch()
+    return tmp_path / "hold"
 
 
 @contextmanager

@@ -512,7 +512,7 @@ def test_the_users_own_app_is_around_ours(server: str, alice: httpx.Client) -> N
     ours = alice.get("/agents")
     assert (ours.status_code, ours.headers["x-stamp"]) == (200, "seen"), "its middleware sees our routes"
     assert "/threads" in alice.get("/openapi.json").json()["paths"]
-    with httpx.Client(base_url=server) as nobody:
+    with httpx.Client(base_url=server, timeout=30) as nobody:
         assert nobody.get("/hello").status_code == 401
         assert nobody.get("/agents").status_code == 401
         assert nobody.get("/ok").status_code == 200

@@ -58,17 +58,20 @@ def test_a_paused_run_goes_on_where_it_was(api: httpx.Client, tmp_path: Any) -> 
     assert api.post(f"{run}/resume").status_code == 409
 
 
-def test_the_queue_behind_a_paused_run_waits(api: httpx.Client) -> None:
-    run = start(api, "napping")
-    until(api, run, suspended=True)
-    api.post(f"{run}/pause")
+def test_the_queue_behind_a_paused_run_waits(api: httpx.Client, tmp_path: Any) -> None:
+    hold = tmp_path / "effects.hold.b"
+    hold.touch()
+    run = start(api, "sequential")
+    happens(tmp_path, "b")
+    assert api.post(f"{run}/pause").status_code == 202
     thread = run.split("/")[2]
     behind = api.post(f"/threads/{thread}/runs", json={"assistant_id": "small", "input": {"log": ["x"]}}).json()
     assert api.get(f"/threads/{thread}/runs/{behind['run_id']}").json()["status"] == "pending"
-    api.post(f"{run}/resume")
+    hold.unlink()
+    assert api.post(f"{run}/resume").status_code == 202
     joined = api.get(f"/threads/{thread}/runs/{behind['run_id']}/join").json()
     assert joined["log"][-1].startswith("did small")
-    assert "did after nap" in joined["log"]
+    assert "did c" in joined["log"]
 
 
 def test_an_ended_run_is_started_again_as_a_new_one(api: httpx.Client) -> None:

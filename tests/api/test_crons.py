@@ -75,7 +75,8 @@ def test_a_due_cron_runs_and_its_run_can_be_found(server: Any, dsn: str, config:
         [run] = sdk.runs.list(thread)
         assert run["metadata"]["cron_id"] == made["cron_id"]
         assert sdk.threads.get_state(thread)["values"] == {"log": ["in", "worked"]}
-        assert httpx.get(f"{url}/runs/crons/{made['cron_id']}").json()["next_run_date"] == made["next_run_date"]
+        cron = httpx.get(f"{url}/runs/crons/{made['cron_id']}", timeout=30).json()
+        assert cron["next_run_date"] == made["next_run_date"]
 
 
 @pytest.mark.parametrize(

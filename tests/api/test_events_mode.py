@@ -52,7 +52,7 @@ async def fail(state: MessagesState) -> Any:
 
 
 async def nap(state: MessagesState) -> Any:
-    await perdure.sleep(2)
+    await perdure.sleep(5)  # far more than is waited for in memory
     return {"messages": ["slept"]}
 
 

@@ -19,7 +19,7 @@ HTML = "text/html; charset=utf-8"
 
 @pytest.fixture
 def http(live: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=live, timeout=20) as client:
+    with httpx.Client(base_url=live, timeout=30) as client:
         yield client
 
 

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from perdure.engine import meters, metrics
-from tests.conftest import Launch
+from tests.conftest import WAIT_SECONDS, Launch
 
 Sample = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -29,8 +29,8 @@ def read(text: str) -> Sample:
 
 def until(place: str, name: str, least: float, **labels: str) -> Sample:
     """What is shown once a number is so high: a run has ended before its attempt is counted."""
-    end = time.monotonic() + 20
-    while value(shown := read(httpx.get(place, timeout=20).text), name, **labels) < least:
+    end = time.monotonic() + WAIT_SECONDS
+    while value(shown := read(httpx.get(place, timeout=30).text), name, **labels) < least:
         assert time.monotonic() < end, shown
         time.sleep(0.02)  # the counters of another process can only be asked again
     return shown
@@ -126,7 +126,7 @@ def test_names_of_steps_do_not_grow_without_end(app: FastAPI) -> None:
 
 
 def test_a_real_server_counts_attempts(live: str) -> None:
-    with httpx.Client(base_url=live, timeout=20) as http:
+    with httpx.Client(base_url=live, timeout=30) as http:
         before = read(http.get("/metrics").text)
         assert http.post("/agents/works/run", json={}).status_code == 200
         assert http.post("/agents/fails/run", json={}).status_code == 422
@@ -136,8 +136,8 @@ def test_a_real_server_counts_attempts(live: str) -> None:
     assert value(after, "perdure_claims_total") >= value(before, "perdure_claims_total") + 2
     assert value(after, "perdure_attempt_seconds_count", graph="works") >= 1
     assert value(after, "perdure_workers") == 1
-    assert 0 <= value(after, "perdure_loop_lag_seconds", loop="attempts") < 5
-    assert 0 <= value(after, "perdure_loop_lag_seconds", loop="api") < 5
+    for loop in ("attempts", "api"):
+        assert 0 <= value(after, "perdure_loop_lag_seconds", loop=loop) < 60
 
 
 def test_a_worker_without_an_api_shows_its_own_numbers_where_the_setting_says(
@@ -146,7 +146,7 @@ def test_a_worker_without_an_api_shows_its_own_numbers_where_the_setting_says(
     url = server(config=config, slots=0).url
     process = worker(config=config, env={"DATABASE_URL": dsn, "PERDURE_METRICS_PORT": "0"})
     place = process.until(r"http://127\.0\.0\.1:(\d+)/metrics")
-    assert httpx.post(f"{url}/agents/works/run", json={}, timeout=20).status_code == 200
+    assert httpx.post(f"{url}/agents/works/run", json={}, timeout=30).status_code == 200
     shown = until(place[0], "perdure_attempts_total", 1, outcome="finished")
     assert value(shown, "perdure_pool_connections", pool="attempts", state="idle") >= 0
     assert not [name for name, _ in shown if name.startswith("perdure_queue")]  # the API's to tell, not each worker's

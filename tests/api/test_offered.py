@@ -27,7 +27,7 @@ def server(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 def ask(url: str, who: dict[str, str], method: str, params: dict[str, Any]) -> dict[str, Any]:
     body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
-    return httpx.post(url, json=body, headers=who, timeout=20).json()
+    return httpx.post(url, json=body, headers=who, timeout=30).json()
 
 
 def message(**more: Any) -> dict[str, Any]:
@@ -37,8 +37,8 @@ def message(**more: Any) -> dict[str, Any]:
 
 def test_a_task_is_its_owners(server: str) -> None:
     url = f"{server}/a2a/asks"
-    assert httpx.post(url, json={}).status_code == 401
-    assert httpx.get(f"{server}/.well-known/agent-card.json?assistant_id=asks").status_code == 401
+    assert httpx.post(url, json={}, timeout=30).status_code == 401
+    assert httpx.get(f"{server}/.well-known/agent-card.json?assistant_id=asks", timeout=30).status_code == 401
     said = message()
     task = ask(url, ALICE, "message/send", said)["result"]
     assert task["status"]["state"] == "input-required"
@@ -60,8 +60,9 @@ def test_a_task_is_its_owners(server: str) -> None:
 
 def test_a_tool_of_another_user_is_unknown(server: str) -> None:
     url = f"{server}/mcp"
-    assert httpx.post(url, json={}).status_code == 401
-    made = httpx.post(f"{server}/assistants", json={"graph_id": "works", "name": "mine"}, headers=ALICE).json()
+    assert httpx.post(url, json={}, timeout=30).status_code == 401
+    body = {"graph_id": "works", "name": "mine"}
+    made = httpx.post(f"{server}/assistants", json=body, headers=ALICE, timeout=30).json()
     name = f"mine_{made['assistant_id'].replace('-', '')}"
     listed = {
         who["x-api-key"]: {tool["name"] for tool in ask(url, who, "tools/list", {})["result"]["tools"]}

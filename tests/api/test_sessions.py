@@ -15,7 +15,7 @@ NEXT = {"log": ["second"], "seconds": 0}
 
 @pytest.fixture
 def http(live: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=live, timeout=20) as client:
+    with httpx.Client(base_url=live, timeout=30) as client:
         yield client
 
 
@@ -58,7 +58,7 @@ def test_rollback_takes_back_what_is_there_and_tells_who_waits_for_it(http: http
     eventually(lambda: http.get(f"{key}/state").json().get("log") == ["first"])
     done = http.post(f"{key}/run?multitask_strategy=rollback", json=NEXT)
     assert (done.status_code, done.json()["log"]) == (200, ["second", "worked"])
-    waiting.join(20)
+    waiting.join(30)
     assert waited[0].status_code == 409
     assert waited[0].json()["detail"] == "The run was rolled back or deleted"
 
@@ -69,7 +69,7 @@ def test_interrupt_tells_who_waits_for_the_run(http: httpx.Client, key: str) -> 
     waiting.start()
     eventually(lambda: http.get(f"{key}/state").json().get("log") == ["first"])
     assert http.post(f"{key}/run?multitask_strategy=interrupt", json=NEXT).status_code == 200
-    waiting.join(20)
+    waiting.join(30)
     assert waited[0].status_code == 409
     assert waited[0].json()["detail"] == "The run was cancelled"
 

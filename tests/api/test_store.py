@@ -120,3 +120,15 @@ def test_the_sdk_reads_what_it_wrote(live: str) -> None:
         assert sdk.store.list_namespaces(prefix=namespace)["namespaces"] == [namespace]
         sdk.store.delete_item(namespace, "k")
         assert sdk.store.get_item(namespace, "k") is None
+
+
+def test_a_short_life_is_extended_by_a_fraction_of_a_minute(client: TestClient) -> None:
+    put(client, ["t"], ttl=0.4)
+    for _ in range(2):
+        assert get(client, "t") is not None
+        assert found(client, namespace_prefix=["t"], refresh_ttl=True) == ["k"]
+
+
+def test_an_index_is_false_or_a_list_of_fields(client: TestClient) -> None:
+    for index, status in ((False, 204), (["a"], 204), (None, 204), (True, 422), ("a", 422)):
+        assert put(client, ["i"], index=index).status_code == status, index

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,13 +17,14 @@ from langgraph_sdk import get_sync_client
 from langgraph_sdk.client import SyncLangGraphClient
 
 from tests.api.conftest import serve
-from tests.collector import Collector, collecting
+from tests.collector import Collector, Seen, collecting
 from tests.conftest import Launch, eventually
 
 GRAPHS = '''
 """Graphs of the tracing tests."""
 
 import asyncio
+import os
 import sys
 import threading
 from operator import add
@@ -40,6 +42,11 @@ from perdure import DurableModel, RetryableError, TerminalError, agent, gather, 
 
 HERE = Path(__file__).parent
 tries = []
+
+if "PATIENT" in os.environ:
+    from perdure.engine.tracing import export
+
+    export.CLOSE_SECONDS = 30
 
 
 class State(TypedDict, total=False):
@@ -299,17 +306,30 @@ def test_failed_run_tells_why(traced: Traced) -> None:
     assert traced.collector.one(trace, "run fails").about["perdure.status"] == "error"
 
 
-def test_child_runs_stand_below_the_attempt_that_started_them(traced: Traced) -> None:
-    trace, collector = hexed(traced.run("delegate")), traced.collector
+def test_child_runs_stand_below_the_attempt_that_started_them(traced: Traced, project: Path) -> None:
+    hold = project.parent / "hold-child"
+    hold.touch()
+    run, collector = traced.run("delegate", wait=False), traced.collector
+    trace = hexed(run)
+    eventually(lambda: traced.client.runs.get(run["thread_id"], run["run_id"]).get("suspended"))
+    hold.unlink()
     whole = collector.one(trace, "run delegate")
     runs = ("run plain", "run plain", "run slow")
     eventually(lambda: sorted(span.name for span in collector.of(trace) if span.name in runs), lambda s: s == [*runs])
-    attempts = {span.id for span in collector.of(trace) if span.name.startswith("attempt") and span.parent == whole.id}
-    assert len(attempts) >= 2, "it waits for its children"
     children = [span for span in collector.of(trace) if span.name in runs]
-    assert {span.parent for span in children} <= attempts
+
+    def attempts_of(above: Seen) -> list[Seen]:
+        """Those of a run; the span of the last one is told after its run's."""
+        return eventually(
+            lambda: [span for span in collector.of(trace) if span.parent == above.id and "attempt" in span.name],
+            lambda found: len(found) == above.about["perdure.attempts"],
+        )
+
+    attempts = attempts_of(whole)
+    assert len(attempts) >= 2, "it waits for its children"
+    assert {span.parent for span in children} <= {span.id for span in attempts}
     for child in children:
-        (attempt,) = [span for span in collector.of(trace) if span.parent == child.id]
+        (attempt,) = attempts_of(child)
         assert attempt.about["perdure.run_id"] == child.about["perdure.run_id"]
 
 
@@ -318,7 +338,7 @@ def test_trace_of_the_caller_goes_on(traced: Traced, path: str) -> None:
     trace = uuid4().hex
     body = {"log": []} if path.startswith("/agents") else {"assistant_id": "plain", "input": {"log": []}}
     headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
-    assert httpx.post(f"{traced.url}{path}", json=body, headers=headers).status_code == 200
+    assert httpx.post(f"{traced.url}{path}", json=body, headers=headers, timeout=30).status_code == 200
     whole = traced.collector.one(trace, "run plain")
     assert whole.parent == "00f067aa0ba902b7"
     assert traced.collector.one(trace, "attempt 1").parent == whole.id
@@ -354,7 +374,7 @@ def test_page_of_a_run_links_to_its_trace(traced: Traced) -> None:
     own = traced.run("plain")
     callers = traced.run("plain", headers={"traceparent": f"00-{trace}-00f067aa0ba902b7-01"})
     for run, trace_id in ((own, hexed(own)), (callers, trace)):
-        page = httpx.get(f"{traced.url}/console/runs/{run['thread_id']}/{run['run_id']}").text
+        page = httpx.get(f"{traced.url}/console/runs/{run['thread_id']}/{run['run_id']}", timeout=30).text
         (link,) = re.findall(r'<a href="([^"]*)"([^>]*)>Trace</a>', page)
         address = f'https://tempo.example/<b>/{trace_id}?run={run["run_id"]}&thread={run["thread_id"]}&left={{"a":1}}'
         assert html.unescape(link[0]) == address
@@ -369,7 +389,7 @@ def test_exporter_is_loaded_where_there_are_traces(traced: Traced) -> None:
 
 
 def test_doctor_says_where_traces_go(traced: Traced) -> None:
-    page = httpx.get(f"{traced.url}/console/doctor").text
+    page = httpx.get(f"{traced.url}/console/doctor", timeout=30).text
     assert f"go to {traced.collector.url}" in page
     assert "acme" not in page, "headers are secrets"
 
@@ -413,7 +433,8 @@ def test_attempt_that_is_handed_back_is_told_before_the_process_ends(server: Lau
     hold = project.parent / "hold-handed"
     hold.touch()
     with collecting() as collector:
-        process = server(config=project, env=collector.environment(OTEL_BSP_SCHEDULE_DELAY="60000"))
+        # all is sent at the end, for which a busy machine may need longer than a process that stops takes
+        process = server(config=project, env=collector.environment(OTEL_BSP_SCHEDULE_DELAY="60000", PATIENT="1"))
         with get_sync_client(url=process.url) as client:
             run = run_of(client, "slow", wait=False, input={"log": [], "name": "handed"})
             eventually((project.parent / "began-handed").exists)
@@ -430,17 +451,19 @@ def test_attempt_that_is_handed_back_is_told_before_the_process_ends(server: Lau
 def test_collector_that_is_away_costs_a_log_line(server: Launch, project: Path, how: str) -> None:
     with collecting() as collector:
         collector.hangs = True
-        env = collector.environment(OTEL_EXPORTER_OTLP_TIMEOUT="1", OTEL_BSP_MAX_QUEUE_SIZE="20")
+        env = collector.environment(OTEL_EXPORTER_OTLP_TIMEOUT="3", OTEL_BSP_MAX_QUEUE_SIZE="20")
         env["OTEL_BSP_MAX_EXPORT_BATCH_SIZE"] = "10"
         if how == "refuses":
             env["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://localhost:9"
         process = server(config=project, env=env)
         with get_sync_client(url=process.url) as client:
             run_of(client, "plain")  # what is imported at the first one is
-            began = time.monotonic()
-            for _ in range(20):
+            seconds: list[float] = []
+            for _ in range(21):
+                began = time.monotonic()
                 run_of(client, "plain")
-            assert time.monotonic() - began < 10
+                seconds.append(time.monotonic() - began)
+            assert median(seconds) < 2.5, "runs wait for the collector, which is given three seconds"
             process.until("traces are lost")
             if how == "hangs":
                 eventually(lambda: collector.requests, lambda n: n >= 3)
@@ -448,7 +471,7 @@ def test_collector_that_is_away_costs_a_log_line(server: Launch, project: Path, 
                 run_of(client, "plain")
         began = time.monotonic()
         assert process.stop() == 0
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
     assert process.output.count("traces are lost") == 1
     assert process.output.count('"logger": "opentelemetry') <= 1, "the queue was full"
 

@@ -23,7 +23,7 @@ from perdure.cli.stage import DemoFailed
 from perdure.engine.postgres import location
 from tests.conftest import clean_environment
 
-DEMO_SECONDS = 180.0  # half a minute on an idle machine; tests run on busy ones
+DEMO_SECONDS = 300.0  # half a minute on an idle machine; tests run on busy ones
 STOP_SECONDS = 60.0
 
 
@@ -78,8 +78,9 @@ def test_every_claim_of_the_story_holds(demo: "subprocess.Popen[str]", folder: P
     assert all((row["started"], row["finished"]) == (1, 1) for row in report["calls"] if "killed" not in row["run"])
     assert report["attempts"]["Boston, killed"] == 2
     assert 0 < report["takeover_seconds"] < 10
-    assert [retry["attempt"] for retry in report["retries"]] == [1, 2, 3]
-    assert [retry["wait"] for retry in report["retries"]] == pytest.approx([0.5, 1, 2], abs=0.05)
+    assert len(report["retries"]) == 3
+    for retry in report["retries"]:  # those that it has seen: a short wait may be over before it looks
+        assert retry["wait"] == pytest.approx(0.5 * 2 ** (retry["attempt"] - 1), abs=0.05)
     assert report["attempts"]["Denver, outage"] > 3
 
     assert "SIMULATED" in story
@@ -108,8 +109,8 @@ def test_signal_stops_and_removes_everything(
     demo.send_signal(number)
     demo.communicate(timeout=STOP_SECONDS)
     assert demo.returncode == 128 + number
-    assert psutil.wait_procs(children, timeout=1)[1] == []
-    end = time.monotonic() + 5
+    assert psutil.wait_procs(children, timeout=30)[1] == []
+    end = time.monotonic() + 30
     while left_of(folder) and time.monotonic() < end:
         time.sleep(0.05)  # looks at the folder again
     assert left_of(folder) == []

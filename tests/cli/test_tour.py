@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import Launch, Process
 
 Perdure = Callable[..., tuple[int, str]]
+TOUR_SECONDS = 180.0
 
 GRAPHS = '''
 """Graphs of the tour's tests."""
@@ -64,7 +65,7 @@ def perdure(launch: Launch) -> Perdure:
 
     def run(*arguments: str) -> tuple[int, str]:
         process = launch(*arguments)
-        return process.wait(), process.output
+        return process.wait(TOUR_SECONDS), process.output
 
     return run
 
@@ -125,9 +126,10 @@ def test_without_a_server_it_says_how_to_start_one(perdure: Perdure) -> None:
     assert "start it with `perdure serve`" in text
 
 
-def test_a_server_that_an_example_needs_runs_for_the_duration(perdure: Perdure, server: Launch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+def test_a_server_that_an_example_needs_runs_for_the_duration(
+    perdure: Perdure, server: Launch, free_port: Callable[[], int]
+) -> None:
+    port = free_port()
     process: Process = server(env={"CRM_URL": f"http://127.0.0.1:{port}"})
     code, text = perdure("tour", "--url", process.url, "--only", "support", "--needs-port", str(port), "--json")
     assert code == 0, text

@@ -7,6 +7,8 @@ from itertools import cycle
 from types import TracebackType
 from urllib.parse import urlsplit
 
+from tests.conftest import START_SECONDS
+
 HEAD_BYTES = 1 << 20
 
 
@@ -24,14 +26,14 @@ class Balancer:
         self._thread.start()
         self._server = asyncio.run_coroutine_threadsafe(
             asyncio.start_server(self._accept, "127.0.0.1", 0, limit=HEAD_BYTES), self._loop
-        ).result(10)
+        ).result(START_SECONDS)
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     def __exit__(self, *exc: type[BaseException] | BaseException | TracebackType | None) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(START_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(START_SECONDS)
         self._loop.close()
 
     async def _close(self) -> None:

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from perdure.console.outline import MAX_DEPTH, outline
-from tests.console.conftest import Open, axe, eventually
+from tests.console.conftest import WAIT_SECONDS, Open, axe, eventually
 
 HOSTILE = "<script>window.hacked = 1</script><img src=x onerror=window.hacked=1>"
 
@@ -103,7 +103,7 @@ def test_the_curl_form_of_a_request_works(api: httpx.Client, open_page: Open) ->
     assert words[:2] == ["curl", "-s"]
     assert words[-2] == "-d"
     assert words[2] == f"{str(api.base_url).rstrip('/')}/agents/approval/run"
-    assert httpx.post(words[2], content=words[-1], timeout=20).status_code == 200
+    assert httpx.post(words[2], content=words[-1], timeout=WAIT_SECONDS).status_code == 200
 
 
 def test_assistants_show_their_versions_and_hostile_names_as_text(api: httpx.Client, open_page: Open) -> None:

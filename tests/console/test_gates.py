@@ -90,7 +90,7 @@ def things(client: TestClient, dsn: str, alice: dict[str, str]) -> dict[str, str
     assert state.status_code == 200, state.text
     body = {"assistant_id": "echo", "input": {"text": SECRET}, "metadata": {"note": SECRET}}
     run = client.post(f"/threads/{thread}/runs", json=body, headers=alice).json()
-    cron = client.post("/runs/crons", json={**body, "schedule": "0 0 * * *"}, headers=alice).json()
+    cron = client.post("/runs/crons", json={**body, "schedule": "0 0 29 2 *"}, headers=alice).json()
     item = {"namespace": [SECRET], "key": SECRET, "value": {"text": SECRET}}
     assert client.put("/store/items", json=item, headers=alice).status_code == 204
     token = uuid4().hex

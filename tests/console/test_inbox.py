@@ -1,6 +1,7 @@
 """Questions are seen, answered in every way they can be, and tell who was first; on any replica, live."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import psycopg
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.console.conftest import Open, Replicas, axe, eventually, key_of, opening, replicate, session
+from tests.console.conftest import WAIT_SECONDS, Open, Replicas, axe, eventually, key_of, opening, replicate, session
 
 CLAIM = {"claim": {"amount": 3000, "reason": "a broken leg"}}
 TOO_WIDE = "document.documentElement.scrollWidth - innerWidth"
@@ -34,7 +35,7 @@ class Ann:
     def __init__(self, replicas: Replicas) -> None:
         self.replicas = replicas
         key = key_of(replicas, "ann")["key"]
-        self.api = httpx.Client(base_url=replicas.url, headers={"x-api-key": key}, timeout=30)
+        self.api = httpx.Client(base_url=replicas.url, headers={"x-api-key": key}, timeout=WAIT_SECONDS)
         self.cookies = session(replicas, key)
 
     def ask(self, agent: str) -> dict[str, Any]:
@@ -165,7 +166,7 @@ def test_what_the_api_refuses_the_form_refuses(ann: Ann, labels: str) -> None:
     asked = ann.ask("schema")
     parts = {"weight": "1", "pieces": "1", "way": '"air"', "receiver": "x", "labels": labels}
     form = {"decision": "answer", **{f"value.{name}": value for name, value in parts.items()}}
-    answer = httpx.post(ann.replicas.url + path_of(asked), data=form, cookies=ann.cookies)
+    answer = httpx.post(ann.replicas.url + path_of(asked), data=form, cookies=ann.cookies, timeout=WAIT_SECONDS)
     assert answer.status_code == 422, answer.text
 
 
@@ -246,9 +247,14 @@ def test_an_open_page_tells_at_once_that_somebody_else_has_answered(open_guarded
 def test_the_signed_link_opens_the_question_without_a_login(open_guarded: Open, ann: Ann) -> None:
     page = ann.page(open_guarded, path_of(ann.ask("schema")))
     link = page.get_by_label("Link").input_value()
-    page.get_by_role("button", name="Copy").click()
-    expect(page.get_by_role("button", name="Copied")).to_be_visible()
-    answer = httpx.get(link)
+    button = page.locator("copy-text button")
+    button.evaluate(
+        "one => { new MutationObserver(() => { one.dataset.said = one.textContent + (one.dataset.said ?? ''); })"
+        ".observe(one, { childList: true }); }"
+    )
+    button.click()
+    expect(button).to_have_attribute("data-said", re.compile("Copied$"))  # it says so for two seconds only
+    answer = httpx.get(link, timeout=WAIT_SECONDS)
     assert answer.status_code == 200
     assert "How shall the parcel travel?" in answer.text
 
@@ -259,7 +265,7 @@ def test_a_deadline_counts_down_and_then_the_question_is_closed(
     claim = {"prompt": "Process my hospital bill of 3000USD.", "within_seconds": 3600}
     asked = api.post("/agents/approval_with_timeout/run", json=claim).json()
     page = open_page(path_of(asked))
-    expect(page.locator("count-down")).to_contain_text("59 min")
+    expect(page.locator("count-down")).to_contain_text(re.compile(r"5\d min"))
     with psycopg.connect(replicas.dsn, autocommit=True) as conn:
         # the answer of a passed deadline is the one that was asked with
         conn.execute(
@@ -271,7 +277,7 @@ def test_a_deadline_counts_down_and_then_the_question_is_closed(
 def test_others_questions_do_not_exist(ann: Ann) -> None:
     asked = ann.ask("words")
     cookies = session(ann.replicas, key_of(ann.replicas, "bob")["key"])
-    with httpx.Client(base_url=ann.replicas.url, cookies=cookies) as bob:
+    with httpx.Client(base_url=ann.replicas.url, cookies=cookies, timeout=WAIT_SECONDS) as bob:
         assert bob.get(path_of(asked)).status_code == 404
         assert bob.post(path_of(asked), data={"decision": "answer", "text": "x"}).status_code == 404
         assert asked["interrupts"][0]["token"] not in bob.get("/console/inbox").text
@@ -288,14 +294,14 @@ def test_others_questions_do_not_exist(ann: Ann) -> None:
     ],
 )
 def test_what_is_wrong_with_an_address_is_said(replicas: Replicas, path: str, status: int, told: str) -> None:
-    answer = httpx.get(replicas.url + path)
+    answer = httpx.get(replicas.url + path, timeout=WAIT_SECONDS)
     assert (answer.status_code, told in answer.text) == (status, True), answer.text
 
 
 @pytest.mark.parametrize("form", [{}, {"decision": "pay"}, {"decision": "edit"}, {"decision": "respond", "text": " "}])
 def test_a_form_that_says_nothing_changes_nothing(replicas: Replicas, api: httpx.Client, form: dict[str, str]) -> None:
     asked = ask(api)
-    answer = httpx.post(replicas.url + path_of(asked), data=form)
+    answer = httpx.post(replicas.url + path_of(asked), data=form, timeout=WAIT_SECONDS)
     assert answer.status_code == 422
     assert api.get(f"/interrupts/{asked['interrupts'][0]['token']}").json()["status"] == "open"
 

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from tests.conftest import Launch
-from tests.console.conftest import eventually
+from tests.console.conftest import WAIT_SECONDS, eventually
 from tests.engine.test_plans import BIG, LOAD
 
 PAGES = (
@@ -60,7 +60,7 @@ def test_no_page_reads_a_whole_table(server: Launch, dsn: str) -> None:
         found: Any = conn.execute("SELECT thread_id, run_id FROM runs WHERE status = 'error' LIMIT 1").fetchone()
     before = counts(dsn)
     process = server(slots=0)
-    with httpx.Client(base_url=process.url, timeout=60) as http:
+    with httpx.Client(base_url=process.url, timeout=WAIT_SECONDS) as http:
         for path in PAGES:
             answer = http.get(path.format(thread=found[0], run=found[1]))
             assert answer.status_code == 200, (path, answer.text[-500:])

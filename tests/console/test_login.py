@@ -7,8 +7,8 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.conftest import clean_environment
-from tests.console.conftest import Replicas, axe, key_of, opening, session
+from tests.conftest import START_SECONDS, clean_environment
+from tests.console.conftest import WAIT_SECONDS, Replicas, axe, key_of, opening, session
 
 
 def test_a_page_leads_to_the_login_and_back(browser: Browser, guarded: Replicas) -> None:
@@ -33,7 +33,7 @@ def test_a_page_leads_to_the_login_and_back(browser: Browser, guarded: Replicas)
 
 def test_the_cookie_opens_the_api_to_our_own_pages_only(guarded: Replicas) -> None:
     cookies = session(guarded, key_of(guarded, "ann")["key"])
-    with httpx.Client(base_url=guarded.url, cookies=cookies) as client:
+    with httpx.Client(base_url=guarded.url, cookies=cookies, timeout=WAIT_SECONDS) as client:
 
         def search(**headers: str) -> int:
             return client.post("/threads/search", json={}, headers=headers).status_code
@@ -48,11 +48,11 @@ def test_the_cookie_opens_the_api_to_our_own_pages_only(guarded: Replicas) -> No
 def test_a_revoked_key_ends_its_logins_at_once(guarded: Replicas) -> None:
     made = key_of(guarded, "carl")
     cookies = session(guarded, made["key"])
-    with httpx.Client(base_url=guarded.url, cookies=cookies) as client:
+    with httpx.Client(base_url=guarded.url, cookies=cookies, timeout=WAIT_SECONDS) as client:
         assert client.get("/console/threads").status_code == 200
         command = [sys.executable, "-m", "perdure.cli", "keys", "revoke", made["key_id"]]
         env = clean_environment(DATABASE_URL=guarded.dsn)
-        subprocess.run(command, env=env, check=True, capture_output=True, timeout=60)
+        subprocess.run(command, env=env, check=True, capture_output=True, timeout=START_SECONDS)
         answers = [client.get("/console/threads") for _ in range(2)]  # one from each server
         assert [answer.status_code for answer in answers] == [303, 303]
 
@@ -60,7 +60,7 @@ def test_a_revoked_key_ends_its_logins_at_once(guarded: Replicas) -> None:
 @pytest.mark.parametrize("cookie", ["", "x", "gAAAAA", "é", "a" * 5000])
 def test_a_made_up_cookie_is_nobody(guarded: Replicas, cookie: str) -> None:
     headers = {"cookie": f"perdure_session={cookie}".encode()}
-    answer = httpx.get(f"{guarded.url}/console/threads", headers=headers)
+    answer = httpx.get(f"{guarded.url}/console/threads", headers=headers, timeout=WAIT_SECONDS)
     assert answer.status_code == 303
     assert answer.headers["location"].startswith("/console/login?next=")
 
@@ -70,7 +70,7 @@ def test_a_made_up_cookie_is_nobody(guarded: Replicas, cookie: str) -> None:
 )
 def test_the_login_leads_to_no_other_site(guarded: Replicas, next: str) -> None:
     form = {"header": "x-api-key", "credential": key_of(guarded, "ann")["key"], "next": next}
-    answer = httpx.post(f"{guarded.url}/console/login", data=form)
+    answer = httpx.post(f"{guarded.url}/console/login", data=form, timeout=WAIT_SECONDS)
     assert answer.headers["location"] == "/console/"
 
 
@@ -80,7 +80,7 @@ def test_a_form_of_another_site_is_refused(replicas: Replicas) -> None:
         {"sec-fetch-site": "same-site"},
         {"origin": "http://evil.example"},
     ):
-        answer = httpx.post(f"{replicas.url}/console/logout", headers=headers)
+        answer = httpx.post(f"{replicas.url}/console/logout", headers=headers, timeout=WAIT_SECONDS)
         assert answer.status_code == 403
 
 
@@ -88,5 +88,5 @@ def test_only_administrators_see_what_belongs_to_nobody(guarded: Replicas) -> No
     for owner, status in (("ann", 200), ("carl", 403)):
         cookies = session(guarded, key_of(guarded, owner)["key"])
         for page in ("sql", "workers", "doctor"):
-            answer = httpx.get(f"{guarded.url}/console/{page}", cookies=cookies)
+            answer = httpx.get(f"{guarded.url}/console/{page}", cookies=cookies, timeout=WAIT_SECONDS)
             assert (page, answer.status_code) == (page, status)

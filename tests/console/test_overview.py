@@ -1,15 +1,20 @@
 """The overview says how the agents are doing, follows what happens, and can be read by everybody."""
 
+import re
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
 from playwright.sync_api import Route, expect
+from starlette.testclient import TestClient
 
 from perdure.console.overview import HEIGHT, chart
+from perdure.engine.views import figures
 from tests.conftest import ROOT, START_SECONDS, Launch
-from tests.console.conftest import Open, axe, eventually
+from tests.console.conftest import WAIT_SECONDS, Open, axe, eventually
+from tests.console.test_hostile import open_client as open_client
 
 CLAIM = {"prompt": "Process my dental bill of 300USD for a filling."}
 
@@ -89,7 +94,7 @@ def test_a_new_server_leads_to_the_playground_and_says_that_no_worker_is_there(l
         "serve", "--config", str(ROOT / "langgraph.json"), "--slots", "0", "--port", "0", env={"DATABASE_URL": dsn}
     )
     url = server.until(r"http://127\.0\.0\.1:\d+", START_SECONDS)[0]
-    text = eventually(lambda: httpx.get(f"{url}/console/").text, lambda text: "Overview" in text)
+    text = eventually(lambda: httpx.get(f"{url}/console/", timeout=WAIT_SECONDS).text, lambda text: "Overview" in text)
     assert "Start one in the playground" in text
     assert "No worker" in text
 
@@ -134,6 +139,23 @@ def test_what_happens_before_the_stream_is_there_is_not_missed(open_page: Open, 
     assert row.count() == 0
     held[0].continue_()
     expect(row).to_be_visible()
+
+
+def test_what_happens_while_a_page_is_made_is_not_missed(
+    open_client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long that takes: the stream of the page begins before what it shows was read."""
+    read: list[float] = []
+    overview = figures.overview
+
+    async def look(*args: Any, **given: Any) -> Any:
+        read.append(time.time())
+        return await overview(*args, **given)
+
+    monkeypatch.setattr(figures, "overview", look)
+    found = re.search(r"/console/live\?since=([\d.]+)", open_client.get("/console/").text)
+    assert found is not None
+    assert float(found[1]) <= read[0]
 
 
 def test_the_stream_opens_also_when_its_script_comes_late(open_page: Open) -> None:

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.conftest import ROOT
-from tests.console.conftest import Replicas, axe, key_of, opening, replicate, session
+from tests.console.conftest import WAIT_SECONDS, Replicas, axe, key_of, opening, replicate, session
 from tests.console.seed import Seeded, seed
 
 PAGES: dict[str, Callable[[Seeded], str]] = {
@@ -60,7 +60,7 @@ def places(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     folder = folder if folder.is_absolute() else ROOT / folder
     folder.mkdir(parents=True, exist_ok=True)
     with replicate(database_url, tmp_path_factory.mktemp("seeded")) as found:
-        with httpx.Client(base_url=found.url, timeout=60) as api:
+        with httpx.Client(base_url=found.url, timeout=WAIT_SECONDS) as api:
             seeded = seed(api)
         yield found.url, seeded, folder
 

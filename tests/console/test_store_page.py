@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 
 from perdure.engine.core import Engine
 from perdure.engine.views import browsing
-from tests.console.conftest import Open, Replicas, axe, key_of, session
+from tests.console.conftest import WAIT_SECONDS, Open, Replicas, axe, key_of, session
 
 TOO_WIDE = "document.documentElement.scrollWidth > innerWidth"
 
@@ -145,9 +145,9 @@ def test_looking_does_not_lengthen_a_life(replicas: Replicas, api: httpx.Client)
 
 def test_items_of_somebody_else_are_not_there(guarded: Replicas) -> None:
     alice, mallory = key_of(guarded, "alice")["key"], key_of(guarded, "mallory")["key"]
-    with httpx.Client(base_url=guarded.url, headers={"x-api-key": alice}) as client:
+    with httpx.Client(base_url=guarded.url, headers={"x-api-key": alice}, timeout=WAIT_SECONDS) as client:
         put(client, ["notes", "private"], "alices-key", {"text": "alices secret"})
-    with httpx.Client(base_url=guarded.url, cookies=session(guarded, mallory)) as client:
+    with httpx.Client(base_url=guarded.url, cookies=session(guarded, mallory), timeout=WAIT_SECONDS) as client:
         for query in (
             "",
             "prefix=notes",
@@ -161,7 +161,7 @@ def test_items_of_somebody_else_are_not_there(guarded: Replicas) -> None:
         assert client.get("/console/store", params=asked).status_code == 404
         assert client.post("/console/store/put", data={**asked, "value": '{"text": "hers"}'}).status_code == 303
         assert client.post("/console/store/delete", data=asked).status_code == 303
-    with httpx.Client(base_url=guarded.url, cookies=session(guarded, alice)) as client:
+    with httpx.Client(base_url=guarded.url, cookies=session(guarded, alice), timeout=WAIT_SECONDS) as client:
         assert "private" in client.get("/console/store?prefix=notes").text
         assert "alices secret" in client.get("/console/store", params=asked).text
         found = client.get("/console/store?filter=%7B%7D&prefix=notes").text
@@ -210,6 +210,6 @@ def test_labels_are_found_by_jumping_over_what_lies_below(dsn: str, limit: int) 
             return list(dict.fromkeys(top)), below
 
     with ThreadPoolExecutor() as aside:  # Playwright's loop runs in this thread
-        top, below = aside.submit(asyncio.run, look()).result(30)
+        top, below = aside.submit(asyncio.run, look()).result(WAIT_SECONDS)
     assert top == ["a", "a-b", "a/", "ab", "many", "é"]
     assert below == ["c"]

@@ -9,7 +9,7 @@ from langchain_core.messages import AIMessage, HumanMessage
 from playwright.sync_api import Page, expect
 
 from perdure.console import bounds, chat, history
-from tests.console.conftest import Open, Replicas, axe, eventually, key_of, session
+from tests.console.conftest import WAIT_SECONDS, Open, Replicas, axe, eventually, key_of, session
 
 TOO_WIDE = "document.documentElement.scrollWidth > innerWidth"
 TABS = ("chat", "state", "history", "runs")
@@ -343,6 +343,7 @@ def test_the_queue_stands_in_its_order_and_can_be_cancelled(open_page: Open, api
     expect(waiting).to_have_count(3)
     page.get_by_role("button", name="Cancel all that wait").click()
     expect(page.get_by_role("status")).to_contain_text("2 waiting runs cancelled")
+    expect(waiting).to_have_count(1)
     assert waiting.evaluate_all(ids) == runs[:1]
     expect(page.locator("tr[id^=past-]")).to_have_count(3)
     expect(page.locator(f"#past-{runs[1]} a")).to_have_attribute("href", f"/console/runs/{thread_id}/{runs[1]}")
@@ -401,7 +402,7 @@ FORMS = ("state", "metadata", "ttl", "copy", "prune", "delete", "rerun", "runs/c
 
 def test_a_thread_of_somebody_else_is_not_there(guarded: Replicas) -> None:
     alice, mallory = key_of(guarded, "alice")["key"], key_of(guarded, "mallory")["key"]
-    with httpx.Client(base_url=guarded.url, headers={"x-api-key": alice}, timeout=30) as client:
+    with httpx.Client(base_url=guarded.url, headers={"x-api-key": alice}, timeout=WAIT_SECONDS) as client:
         thread_id = talk(client, {"role": "human", "content": "alices secret"})
         head = client.get(f"/threads/{thread_id}/state").json()["checkpoint_id"]
     data = {
@@ -411,12 +412,12 @@ def test_a_thread_of_somebody_else_is_not_there(guarded: Replicas) -> None:
         "minutes": "1",
         "checkpoint_id": head,
     }
-    with httpx.Client(base_url=guarded.url, cookies=session(guarded, mallory), timeout=30) as client:
+    with httpx.Client(base_url=guarded.url, cookies=session(guarded, mallory), timeout=WAIT_SECONDS) as client:
         for tab in TABS:
             assert client.get(f"/console/threads/{thread_id}?tab={tab}").status_code == 404
         for form in FORMS:
             assert client.post(f"/console/threads/{thread_id}/{form}", data=data).status_code == 404, form
-    with httpx.Client(base_url=guarded.url, cookies=session(guarded, alice), timeout=30) as client:
+    with httpx.Client(base_url=guarded.url, cookies=session(guarded, alice), timeout=WAIT_SECONDS) as client:
         assert "alices secret" in client.get(f"/console/threads/{thread_id}").text
         assert client.get(f"/threads/{thread_id}/state", headers={"x-api-key": alice}).json()["checkpoint_id"] == head
         answer = client.post(f"/console/threads/{thread_id}/metadata", data={"metadata": '{"owner": "mallory"}'})

@@ -41,6 +41,7 @@ def kind(statements: list[tuple[str, Any]]) -> str:
         queue.CLAIM: "claim",
         queue.SETTLE_THREAD: "finish",
         queue.RETRY_RUN: "retry",
+        queue.SUSPEND_RUN: "suspend",
         stop.HAND_BACK_RUN: "give way",
         **ELSEWHERE,
     }
@@ -106,6 +107,8 @@ def install(*, kill: dict[str, Any] | None, record: str | None, arm: str | None 
         return result
 
     async def watched_leave(self: AsyncTransaction, *details: Any) -> Any:
+        if not self._outer_transaction:
+            return await leave(self, *details)
         statements = open_blocks.pop(id(self.connection), [])
         name = kind(statements)
         if not watched(name) or not statements or details[0] is not None:

@@ -29,7 +29,9 @@ from perdure.engine.registry import Registry
 from tests.conftest import ROOT, clean_environment
 
 HERE = Path(__file__).parent
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 90.0
+LEASE_SECONDS = 60.0
+"""A killed worker is known by its lock; nobody loses a run because this machine is busy."""
 
 
 @dataclass
@@ -101,7 +103,7 @@ class Nursery:
     def close(self) -> None:
         assert self._process.stdin
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(60)
         assert self._process.stdout
         self._process.stdout.close()
 
@@ -137,7 +139,7 @@ class OtherServer:
     def close(self) -> None:
         self._worker.kill()
         self._server.should_exit = True
-        self._thread.join(10)
+        self._thread.join(60)
 
 
 @dataclass
@@ -179,7 +181,12 @@ class Fleet:
                 "env": {"EFFECTS": str(self.effects_file), **self.env},
                 "config": str(self.config),
                 "dsn": self.engine.dsn,
-                "settings": {"slots": 4, "lease_seconds": 2.0, "retry_initial_seconds": 0.05, **self.settings},
+                "settings": {
+                    "slots": 4,
+                    "lease_seconds": LEASE_SECONDS,
+                    "retry_initial_seconds": 0.05,
+                    **self.settings,
+                },
                 "log": str(self.folder / f"worker-{len(self.workers)}.log"),
                 "kill": kill,
                 "record": str(record) if record else None,

@@ -10,7 +10,7 @@ import pytest
 from perdure.engine import defaults
 from perdure.engine.registry import Registry
 from tests.crash.changing import CITIES
-from tests.crash.fleet import Fleet
+from tests.crash.fleet import PATIENCE_SECONDS, Fleet
 
 
 def _config(folder: Path, **graphs: str) -> Path:
@@ -27,7 +27,7 @@ async def deploy(fleet: Fleet, **graphs: str) -> None:
 
 
 async def rows_become(fleet: Fleet, statement: str, wanted: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while len(await fleet.rows(statement)) != wanted:
             await asyncio.sleep(0.02)
 
@@ -62,10 +62,8 @@ async def test_tools_that_are_called_in_another_order_get_their_own_results(
 async def test_a_waiting_run_goes_on_in_the_next_release_of_its_graph(fleet: Fleet, waits: str) -> None:
     """Steps that were finished are found, new ones are executed, a new node comes after."""
     await deploy(fleet, changing="first_release")
-    old = fleet.worker()
+    old = fleet.worker(kill={"at": 1, "when": "after", "kind": "finish" if waits == "ask" else "suspend"})
     thread, run = await fleet.start("changing", input={"log": [waits]})
-    await rows_become(fleet, "SELECT 1 FROM runs WHERE status IN ('suspended', 'success')", 1)
-    old.kill()
     await old.gone()
 
     await deploy(fleet, changing="second_release")

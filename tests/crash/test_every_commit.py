@@ -83,7 +83,7 @@ async def forked(fleet: Fleet) -> Any:
 
     thread, run = await fleet.start("sequential", input={"log": ["in"]})
     await fleet.finish(thread, run)
-    history = await state.history(fleet.engine, thread, limit=10)
+    history = [one async for one in state.history(fleet.engine, thread, limit=10)]
     at = next(one for one in history if one["next"] == ["b"])["checkpoint"]["checkpoint_id"]
     return await fleet.finish(*await fleet.start("sequential", thread, checkpoint_id=at))
 

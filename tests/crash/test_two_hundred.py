@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 
-from tests.crash.fleet import Fleet
+from tests.crash.fleet import PATIENCE_SECONDS, Fleet
 
 ALL = bool(os.environ.get("CRASH_ALL"))
 RUNS = 200 if ALL else 40
@@ -19,7 +19,7 @@ CLAIMED_AT = "SELECT extract(epoch FROM updated_at)::float8 AS at FROM runs"
 async def test_runs_of_two_killed_workers_go_on_within_two_seconds(fleet: Fleet) -> None:
     """Promised is the time from the kill until each run is claimed by the worker that lives."""
     hold = fleet.hold("b")
-    fleet.settings |= {"slots": RUNS // 2, "lease_seconds": 10.0}
+    fleet.settings["slots"] = RUNS // 2
     doomed = [fleet.worker(), fleet.worker()]
     started = [await fleet.start("sequential", input={"log": []}) for _ in range(RUNS)]
     await fleet.until("b", RUNS)
@@ -31,7 +31,7 @@ async def test_runs_of_two_killed_workers_go_on_within_two_seconds(fleet: Fleet)
     killed = time.time()
     for worker in doomed:
         worker.kill()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while (await fleet.rows(LEFT))[0]["n"]:
             await asyncio.sleep(0.05)
     seconds = sorted(row["at"] - killed for row in await fleet.rows(CLAIMED_AT))
@@ -39,7 +39,7 @@ async def test_runs_of_two_killed_workers_go_on_within_two_seconds(fleet: Fleet)
 
     hold.unlink()
     for thread, run in started:
-        assert (await fleet.finish(thread, run, 60))["log"] == ["did a", "did b", "did c"]
+        assert (await fleet.finish(thread, run))["log"] == ["did a", "did b", "did c"]
     assert fleet.effects == {"a": RUNS, "b": 2 * RUNS, "c": RUNS}, "a finished step was executed again"
     median, worst = seconds[len(seconds) // 2], seconds[-1]
     print(f"\n{RUNS} runs of two killed workers went on after {median:.2f} s (median), {worst:.2f} s (worst)")

@@ -6,7 +6,7 @@ from uuid import UUID
 import orjson
 
 from perdure.engine import events, mailbox, runs, state, stop, threads
-from tests.crash.fleet import Fleet
+from tests.crash.fleet import PATIENCE_SECONDS, Fleet
 
 
 async def status(fleet: Fleet, run: UUID) -> str:
@@ -14,20 +14,19 @@ async def status(fleet: Fleet, run: UUID) -> str:
 
 
 async def becomes(fleet: Fleet, run: UUID, wanted: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while await status(fleet, run) != wanted:
             await asyncio.sleep(0.02)
 
 
 async def test_a_sleeping_run_needs_no_worker_and_goes_on_when_it_is_due(fleet: Fleet) -> None:
-    worker = fleet.worker()
+    worker = fleet.worker(kill={"at": 1, "when": "after", "kind": "suspend"})
     thread, run = await fleet.start("napping", input={"log": []})
-    await becomes(fleet, run, "suspended")
+    await worker.gone()
     shown = await runs.get(fleet.engine, thread, run)
     assert shown["status"] == "running"
     assert shown["suspended"]
     assert shown["next_at"]
-    worker.kill()
     fleet.worker()
     assert (await fleet.finish(thread, run))["log"] == ["did before nap", "did after nap"]
     assert fleet.effects == {"before nap": 1, "after nap": 1}
@@ -118,8 +117,9 @@ async def test_cancelling_a_saga_undoes_it_first_and_leaves_a_usable_thread(flee
     worker.kill()
     hold.unlink()
     fleet.worker()
-    async for _ in events.ended(fleet.engine, thread, run):
-        pass
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        async for _ in events.ended(fleet.engine, thread, run):
+            pass
     assert await status(fleet, run) == "interrupted"
     assert fleet.effects["undo car"] == 1
     assert fleet.effects["undo flight"] == 1

@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from perdure.engine import stop, threads
-from tests.crash.fleet import PATIENCE_SECONDS, Fleet, WorkerProcess
+from tests.crash.fleet import LEASE_SECONDS, PATIENCE_SECONDS, Fleet, WorkerProcess
 
 TABLES = (
     "SELECT * FROM threads ORDER BY thread_id",
@@ -67,7 +67,9 @@ async def another_run_replaces_it(fleet: Fleet, thread: UUID, run: UUID) -> None
 )
 async def test_a_stale_worker_changes_nothing(fleet: Fleet, fate: Any) -> None:
     hold = fleet.hold("b")
+    fleet.settings["lease_seconds"] = 2.0  # a frozen worker keeps its lock: its run goes to another one after that
     zombie = fleet.worker()
+    fleet.settings["lease_seconds"] = LEASE_SECONDS
     thread, run = await fleet.start("sequential", input={"log": []}, stream_mode=["values", "updates"])
     await fleet.until("b")
     zombie.freeze()

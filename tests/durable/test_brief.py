@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage
 from pydantic import BaseModel
@@ -63,6 +63,7 @@ ANY = st.recursive(
 
 
 @given(ANY)
+@settings(deadline=None)
 def test_whatever_is_given_is_json_for_postgresql(value: Any) -> None:
     text = json.dumps(brief(value), allow_nan=False)
     assert len(text) < 20 * ROOM

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
@@ -48,6 +48,7 @@ def of(function: Any, *args: Any, **kwargs: Any) -> str:
 
 
 @given(JSON)
+@settings(deadline=None)
 def test_a_value_that_went_through_a_checkpoint_keeps_its_fingerprint(value: Any):
     serde = JsonPlusSerializer()
     assert fingerprint(serde.loads_typed(serde.dumps_typed(value))) == fingerprint(value)

@@ -113,14 +113,19 @@ async def test_gather_and_race_take_names_too(project: Path):
 
 
 async def test_send_goes_on_in_the_background_and_says_that_it_is_not_durable(project: Path):
+    begun: list[asyncio.Task[Any]] = []
+
     async def node() -> str:
-        return await agent.send("replies", {"text": "later"}, delay=0.05)
+        run_id = await agent.send("replies", {"text": "later"}, delay=0.05)
+        begun.extend(outside._started)
+        return run_id
 
     with capture_logs() as logs:
         run_id = (await graph_of(node).ainvoke({}))["out"]
     assert [(log["log_level"], log["run_id"]) for log in logs] == [("warning", run_id)]
-    (task,) = outside._started
+    (task,) = begun
     await task
+    await asyncio.sleep(0)
     module = next(module for name, module in sys.modules.items() if name.startswith("agents.outside"))
     assert module.seen == ["later"]
     assert not outside._started

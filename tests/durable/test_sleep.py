@@ -17,13 +17,13 @@ async def test_sleep_suspends_once_and_keeps_its_deadline():
         await sleep(timedelta(hours=3))
         return "awake"
 
-    deadlines = []
+    deadlines, began = [], time.time()
     for _ in range(3):
         with pytest.raises(Suspend):
             await bench.run(node)
         deadlines.append(bench.journal.waits[0])
     assert len(set(deadlines)) == 1
-    assert deadlines[0] == pytest.approx(time.time() + 3 * 3600, abs=10)
+    assert began <= deadlines[0] - 3 * 3600 <= time.time()
     bench.journal.age(3 * 3600)
     assert await bench.run(node) == "awake"
     assert len(bench.journal.named("sleep")) == 1
@@ -37,7 +37,7 @@ async def test_short_sleep_stays_in_memory_and_runs_its_time():
     started = time.monotonic()
     bench = Bench()
     await bench.run(node)
-    assert 0.04 < time.monotonic() - started < 1
+    assert time.monotonic() - started > 0.04
     assert bench.journal.waits == []
 
 
@@ -82,7 +82,7 @@ async def test_sleep_that_has_not_ended_raises_cancelled():
     bench = Bench()
 
     async def node() -> str:
-        await sleep(10)
+        await sleep(1000)
         return "awake"
 
     with pytest.raises(Suspend):
@@ -90,7 +90,7 @@ async def test_sleep_that_has_not_ended_raises_cancelled():
     bench.journal.cancelling = True
     with pytest.raises(Cancelled):
         await bench.run(node)
-    bench.journal.age(10)
+    bench.journal.age(1000)
     assert await bench.run(node) == "awake"
 
 

@@ -12,13 +12,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from uuid import UUID, uuid4
 
-import psycopg
 import pytest
 import structlog.testing
 from langgraph.graph import END, START, StateGraph
 from langgraph.store.postgres.aio import AsyncPostgresStore
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
 from typing_extensions import TypedDict
 
 from perdure.config import Settings
@@ -31,6 +29,7 @@ from perdure.engine.groupcommit import GroupCommit, Write
 from perdure.engine.newrun import NewRun
 from perdure.engine.queue import Claimed
 from perdure.engine.registry import GraphEntry, Registry
+from tests.conftest import Database
 
 TABLES = (
     *("threads", "runs", "run_events", "steps", "interrupts", "workers", "idempotency_keys", "assistants"),
@@ -55,11 +54,8 @@ def one_node() -> Any:
 @pytest.fixture(scope="module")
 def module_dsn(database_url: str, template_database: str) -> Iterator[str]:
     """A migrated database for the tests of one file."""
-    name = sql.Identifier(f"test_{uuid4().hex}")
-    with psycopg.connect(database_url, autocommit=True) as conn:
-        conn.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(name, sql.Identifier(template_database)))
-        yield make_conninfo(database_url, dbname=name.as_string(conn).strip('"'))
-        conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+    with Database(database_url, template_database) as (_, dsn):
+        yield dsn
 
 
 @pytest.fixture
@@ -97,6 +93,12 @@ class DyingGroup(GroupCommit):
         super().__init__(pool, origin="dying")
         self.left = left
         self.died = False
+
+    async def dead(self) -> None:
+        """The process is gone, whatever its tasks would still do. What it had sent before arrives."""
+        self.left = 0
+        if self._task is not None:
+            await self._task
 
     def enqueue(self, write: Write) -> "asyncio.Future[int]":
         if self.left > 0:
@@ -150,12 +152,13 @@ class Lab:
             yield conn
 
     async def cut_connections(self) -> None:
-        """Every connection to the database breaks, as in a restart of the server."""
+        """Every connection to the database breaks, as in a restart of the server; returns when all have."""
         async with self.connection() as conn:
-            await conn.execute(
-                "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity "
+            cursor = await conn.execute(
+                "SELECT pg_terminate_backend(pid, 30000) AS gone FROM pg_stat_activity "
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
+            assert all(row["gone"] for row in await cursor.fetchall())
 
     # -- threads and runs
 
@@ -245,9 +248,10 @@ class Lab:
 
         attempt._settle = dead
         await self.play(attempt)
-        await self.until(lambda: group._task is None)  # what was sent before it died arrives
+        died = group.died
+        await group.dead()
         assert await self.release(worker_id=self.worker_id)
-        return group.died
+        return died
 
     async def release(self, *, worker_id: UUID | None = None, lost: bool = True, **given: Any) -> list[dict[str, Any]]:
         """Give back the runs of a worker, or those whose lease has ended."""
@@ -259,8 +263,8 @@ class Lab:
         await self.execute("UPDATE runs SET ready_at = now() WHERE ready_at > now()")
 
     async def until(self, holds: Callable[[], Any]) -> None:
-        """Wait until a condition holds, at most ten seconds."""
-        async with asyncio.timeout(10):
+        """Wait until a condition holds, at most a minute."""
+        async with asyncio.timeout(60):
             while True:
                 found = holds()
                 if await found if inspect.isawaitable(found) else found:

@@ -3,6 +3,7 @@
 import asyncio
 import operator
 from collections import Counter
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import orjson
@@ -133,8 +134,8 @@ GRAPHS = {
 
 @pytest.fixture
 def settings(settings):
-    """Events go in few writes: the others are the ones to be killed at."""
-    return settings.model_copy(update={"event_flush_ms": 500})
+    """Events go with the first write and with the last, however long it takes: the others are to be killed at."""
+    return settings.model_copy(update={"event_flush_ms": 600_000})
 
 
 @pytest.fixture(autouse=True)
@@ -167,6 +168,10 @@ async def forks(lab, thread: Any) -> int:
         id=str(thread),
     )
     return len(rows)
+
+
+async def history(lab: Any, thread: Any) -> list[dict[str, Any]]:
+    return [one async for one in state.history(lab.engine, thread)]
 
 
 class Begun:
@@ -225,7 +230,7 @@ class Begun:
     async def fork(lab: Any) -> Any:
         thread, _ = await Begun._input(lab)
         await lab.work()
-        past = (await state.history(lab.engine, thread))[2]  # "a" has run
+        past = (await history(lab, thread))[2]  # "a" has run
         await lab.enqueue(thread, checkpoint_id=past["checkpoint_id"])
         return thread, {"total": 13, "log": ["in", "a", "b", "c"]}
 
@@ -233,7 +238,7 @@ class Begun:
     async def fork_with_input(lab: Any) -> Any:
         thread, _ = await Begun._input(lab)
         await lab.work()
-        past = (await state.history(lab.engine, thread))[2]
+        past = (await history(lab, thread))[2]
         await lab.enqueue(thread, {"total": 50, "log": ["other"]}, checkpoint_id=past["checkpoint_id"])
         return thread, {"total": 64, "log": ["in", "a", "other", "a", "b", "c"]}
 
@@ -333,7 +338,7 @@ async def test_command_is_applied_although_a_failed_command_stands_before_it(lab
         await lab.work_until_killed(3)
         (failed,) = await finding.list_runs(lab.engine, thread, limit=1)
         await stop.cancel(lab.engine, thread, failed["run_id"])
-        head = (await state.history(lab.engine, thread, limit=1))[0]
+        head = (await history(lab, thread))[0]
         if head["metadata"]["run_id"] == str(failed["run_id"]):
             pytest.skip("the first command came further than its own writes")
         await lab.enqueue(thread, command={"update": {"total": 100}, "goto": "c"}, assistant="jump")
@@ -386,7 +391,7 @@ async def test_retryable_error_waits_for_another_attempt_with_growing_pauses(lab
     GATE["error"] = Flaky("busy")
     waits = []
     for attempt in range(1, 7):
-        assert await lab.work() == 1
+        await lab.play(lab.attempt(await lab.claim_one()))
         shown = await runs.get(lab.engine, thread, run["run_id"])
         assert (shown["status"], shown["attempt"]) == ("pending", attempt)
         assert shown["error"] == {"error": "Flaky", "message": "busy"}
@@ -525,7 +530,7 @@ async def test_run_is_tried_again_when_the_database_is_lost_in_the_middle(lab, g
         GATE["open"].set()
     else:
         task = asyncio.create_task(lab.play(attempt))
-    await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(task, 60)
 
     async def nothing() -> None:
         pass
@@ -588,6 +593,25 @@ async def test_worker_executes_what_is_there_and_what_comes_and_feeds_the_reader
         await lab.until(lambda: in_status(lab, held, "running"))
     finally:
         await asyncio.to_thread(worker.stop)
-    row = await lab.run(held)
-    assert (row["status"], row["failures"]) == ("pending", 0)
+    await lab.until(lambda: in_status(lab, held, "pending"))
+    assert (await lab.run(held))["failures"] == 0
     assert await lab.rows("SELECT * FROM workers") == []
+
+
+async def test_loop_is_blocked_when_it_was_asked_to_turn_and_does_not_and_not_when_the_process_got_no_time(
+    lab, monkeypatch
+):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("perdure.engine.worker.time", SimpleNamespace(monotonic=lambda: clock.now))
+    worker = Worker(lab.engine.settings, lab.engine.registry, lab.dsn)
+    worker._loop = asyncio.get_running_loop()
+    assert worker.lag() == 0
+    await asyncio.sleep(0)  # it turns
+    clock.now += 60  # all of the process was stopped
+    assert worker.lag() == 0
+    clock.now += 6
+    assert worker.lag() == 6
+    clock.now += 1
+    assert worker.lag() == 7
+    await asyncio.sleep(0)
+    assert worker.lag() == 0

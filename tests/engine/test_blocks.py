@@ -46,6 +46,7 @@ def test_text_comes_in_deltas_and_ends_with_the_whole_and_its_usage() -> None:
     assert events[-1] == {
         "event": "message-finish",
         "id": "m",
+        "run_id": "m",
         "usage": usage,
         "metadata": {"finish_reason": "stop"},
     }
@@ -103,3 +104,15 @@ def test_what_is_open_is_closed_with_the_run() -> None:
         list(blocks.of(chunk("a"), METADATA))
         assert names(list(blocks.close(error)))[-1] == last
         assert list(blocks.close(error)) == []
+
+
+def test_each_event_of_a_message_names_the_call_of_its_model() -> None:
+    chunks = [AIMessageChunk(content="x", id=f"lc_run--{call}") for call in (1, 2, 1)]
+    blocks = Blocks()
+    events = [event for one in chunks for event in blocks.of(one, METADATA)] + list(blocks.close("boom"))
+    assert [(event["event"], event["run_id"]) for event in events] == [
+        *(("message-start", "1"), ("content-block-start", "1"), ("content-block-delta", "1")),
+        *(("message-start", "2"), ("content-block-start", "2"), ("content-block-delta", "2")),
+        ("content-block-delta", "1"),
+        *(("error", "1"), ("error", "2")),
+    ]

@@ -86,14 +86,31 @@ GRAPHS = {
 }
 
 
-async def collect(lab, thread, run, *, engine: Engine | None = None, after: int | None = None) -> list[events.Event]:
-    """All events of a run until its end; at most five seconds."""
-    found = []
-    async with asyncio.timeout(5), aclosing(events.follow(engine or lab.engine, thread, run, after=after)) as stream:
+PATIENCE_SECONDS = 60.0
+
+
+async def collect(
+    lab, thread, run, *, engine: Engine | None = None, after: int | None = None, into: list[events.Event] | None = None
+) -> list[events.Event]:
+    """All events of a run until its end; `into` has those that have come so far."""
+    found = [] if into is None else into
+    stream = events.follow(engine or lab.engine, thread, run, after=after)
+    async with asyncio.timeout(PATIENCE_SECONDS), aclosing(stream):
         async for event in stream:
             if event is not None:
                 found.append(event)
     return found
+
+
+async def reading(lab, thread, run, *engines: Engine) -> list["asyncio.Task[list[events.Event]]"]:
+    """A reader at each engine; all of them have the run's first event."""
+    seen: list[list[events.Event]] = [[] for _ in engines]
+    tasks = [
+        asyncio.create_task(collect(lab, thread, run, engine=engine, into=into))
+        for engine, into in zip(engines, seen, strict=True)
+    ]
+    await lab.until(lambda: all(seen))
+    return tasks
 
 
 async def claimed(lab) -> tuple[Any, Any]:
@@ -161,8 +178,7 @@ async def test_reader_may_come_back_after_any_event(lab, elsewhere):
 
 async def test_id_of_an_event_is_the_same_live_and_replayed(lab):
     thread, run = await claimed(lab)
-    live = asyncio.create_task(collect(lab, thread, run.run_id))
-    await asyncio.sleep(0.05)
+    (live,) = await reading(lab, thread, run.run_id, lab.engine)
     await lab.play(lab.attempt(run))
     replayed = await collect(lab, thread, run.run_id)
     assert [e.id for e in await live] == [e.id for e in replayed]
@@ -206,20 +222,18 @@ async def test_thread_is_followed_over_several_runs(lab, elsewhere):
 async def test_thread_is_followed_from_now_on_by_default(lab):
     thread = await lab.thread()
     await lab.enqueue(thread, {})
-    stream = events.follow_thread(lab.engine, thread)
-    first = asyncio.ensure_future(anext(stream))
-    await asyncio.sleep(0.05)
-    run = await lab.enqueue(thread, {})
-    event = await first
-    while event is None:
-        event = await anext(stream)
-    await stream.aclose()
+    async with asyncio.timeout(PATIENCE_SECONDS), aclosing(events.follow_thread(lab.engine, thread)) as stream:
+        assert await anext(stream) is None  # a heartbeat: it is there, and has nothing to tell
+        run = await lab.enqueue(thread, {})
+        event = None
+        while event is None:
+            event = await anext(stream)
     assert event.run_id == run["run_id"]
 
 
 async def test_silence_is_a_heartbeat(lab):
     thread, run = await claimed(lab)
-    async with asyncio.timeout(5), aclosing(events.follow(lab.engine, thread, run.run_id)) as stream:
+    async with asyncio.timeout(PATIENCE_SECONDS), aclosing(events.follow(lab.engine, thread, run.run_id)) as stream:
         assert (await anext(stream)).event == "lifecycle"
         assert [await anext(stream) for _ in range(2)] == [None, None]
 
@@ -240,8 +254,7 @@ async def test_large_state_is_stored_once_and_replayed_as_it_was_shown(lab, grap
     thread = await lab.thread()
     given = {"messages": [{"role": "user", "content": BIG}]} if graph == "chat" else {"log": [BIG]}
     run = await lab.enqueue(thread, given, assistant=graph, stream_mode=modes, stream_subgraphs=graph == "nested")
-    live = asyncio.create_task(collect(lab, thread, run["run_id"]))
-    await asyncio.sleep(0.02)
+    (live,) = await reading(lab, thread, run["run_id"], lab.engine)
     await lab.work()
     shown, replayed = await live, await collect(lab, thread, run["run_id"])
     assert [(e.seq, e.event) for e in shown] == [(e.seq, e.event) for e in replayed]
@@ -266,22 +279,23 @@ async def test_small_state_is_stored_as_it_is(lab):
 async def test_reader_waits_for_a_run_that_has_not_started(lab):
     thread = await lab.thread()
     run = await lab.enqueue(thread, {"log": []})
-    reader = asyncio.create_task(collect(lab, thread, run["run_id"]))
-    waiter = asyncio.create_task(wait(lab, thread, run["run_id"]))
-    await asyncio.sleep(0.15)
+    (reader,) = await reading(lab, thread, run["run_id"], lab.engine)
+    beats: list[int] = []
+    waiter = asyncio.create_task(wait(lab, thread, run["run_id"], beats=beats))
+    await lab.until(lambda: beats)
     assert not reader.done()
+    assert not waiter.done()
     await lab.work()
     assert orjson.loads((await reader)[-1].data)["final"] is True
-    assert await waiter >= 1
+    await waiter
 
 
-async def wait(lab, thread, run, engine: Engine | None = None) -> int:
-    """Until the run has ended; returns the number of heartbeats."""
-    beats = 0
-    async with asyncio.timeout(5):
+async def wait(lab, thread, run, engine: Engine | None = None, *, beats: list[int] | None = None) -> None:
+    """Until the run has ended; each heartbeat adds to `beats`."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
         async for _ in events.ended(engine or lab.engine, thread, run):
-            beats += 1
-    return beats
+            if beats is not None:
+                beats.append(len(beats))
 
 
 async def test_run_is_final_before_its_stream_or_a_wait_ends(lab, elsewhere):
@@ -289,24 +303,25 @@ async def test_run_is_final_before_its_stream_or_a_wait_ends(lab, elsewhere):
         thread = await lab.thread()
         run = await lab.enqueue(thread, {"log": []})
 
-        async def status(reading: Any, run: Any = run) -> str:
-            await reading
+        async def status(reader: Any, run: Any = run) -> str:
+            await reader
             return (await lab.run(run))["status"]
 
-        readings = [
-            asyncio.create_task(status(collect(lab, thread, run["run_id"], engine=engine))),
-            asyncio.create_task(status(wait(lab, thread, run["run_id"], engine))),
+        seen: list[events.Event] = []
+        beats: list[int] = []
+        readers = [
+            asyncio.create_task(status(collect(lab, thread, run["run_id"], engine=engine, into=seen))),
+            asyncio.create_task(status(wait(lab, thread, run["run_id"], engine, beats=beats))),
         ]
-        await asyncio.sleep(0.05)
+        await lab.until(lambda seen=seen, beats=beats: seen and beats)
         await lab.work()
-        assert await asyncio.gather(*readings) == ["success", "success"]
+        assert await asyncio.gather(*readers) == ["success", "success"]
 
 
 @pytest.mark.parametrize("action", ["interrupt", "rollback"])
 async def test_cancelled_run_ends_its_stream(lab, elsewhere, action):
     thread, run = await claimed(lab)
-    readers = [asyncio.create_task(collect(lab, thread, run.run_id, engine=e)) for e in (lab.engine, elsewhere)]
-    await asyncio.sleep(0.05)
+    readers = await reading(lab, thread, run.run_id, lab.engine, elsewhere)
     await stop.cancel(lab.engine, thread, run.run_id, action)
     for reader in readers:
         assert orjson.loads((await reader)[-1].data)["event"] == "cancelled"
@@ -315,17 +330,19 @@ async def test_cancelled_run_ends_its_stream(lab, elsewhere, action):
 async def test_deleted_thread_ends_its_streams(lab, monkeypatch):
     monkeypatch.setattr(events, "POLL_SECONDS", 0.2)
     thread, run = await claimed(lab)
-    reader = asyncio.create_task(collect(lab, thread, run.run_id))
+    seen: list[Any] = []
+    beats: list[int] = []
 
     async def read_thread() -> None:
-        async for _ in events.follow_thread(lab.engine, thread):
-            pass
+        async for event in events.follow_thread(lab.engine, thread):
+            seen.append(event)
 
+    (reader,) = await reading(lab, thread, run.run_id, lab.engine)
     other = asyncio.create_task(read_thread())
-    waiter = asyncio.create_task(wait(lab, thread, run.run_id))
-    await asyncio.sleep(0.05)
+    waiter = asyncio.create_task(wait(lab, thread, run.run_id, beats=beats))
+    await lab.until(lambda: seen and beats)
     await threads.delete(lab.engine, thread)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await reader
         await other
         with pytest.raises(RunNotFound):
@@ -334,13 +351,15 @@ async def test_deleted_thread_ends_its_streams(lab, monkeypatch):
 
 async def test_lost_listen_connection_is_made_anew_and_nothing_is_missed(lab, elsewhere):
     thread, run = await claimed(lab)
-    reader = asyncio.create_task(collect(lab, thread, run.run_id, engine=elsewhere))
-    await asyncio.sleep(0.05)
-    gone = await lab.execute(
-        "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity "
-        "WHERE datname = current_database() AND query LIKE 'LISTEN%%'"
-    )
-    assert gone == 2
+    (reader,) = await reading(lab, thread, run.run_id, elsewhere)
+    listening = "FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%%' AND state = 'idle'"
+
+    async def both_listen() -> bool:
+        return len(await lab.rows("SELECT 1 " + listening)) == 2
+
+    await lab.until(both_listen)
+    gone = await lab.rows("SELECT pg_terminate_backend(pid, 30000) AS gone " + listening)
+    assert gone == [{"gone": True}] * 2
     box = outbox(lab, run, hub=None)
     for n in range(5):
         box.add(Frame.of("custom", n))
@@ -352,9 +371,10 @@ async def test_lost_notification_delays_a_reader_only(lab, monkeypatch):
     monkeypatch.setattr(events, "POLL_SECONDS", 0.2)
     thread, run = await claimed(lab)
     monkeypatch.setattr(lab.engine.hub, "_readers", {})  # nobody is told of anything
-    reader = asyncio.create_task(collect(lab, thread, run.run_id))
-    waiter = asyncio.create_task(wait(lab, thread, run.run_id))
-    await asyncio.sleep(0.05)
+    beats: list[int] = []
+    (reader,) = await reading(lab, thread, run.run_id, lab.engine)
+    waiter = asyncio.create_task(wait(lab, thread, run.run_id, beats=beats))
+    await lab.until(lambda: beats)
     monkeypatch.setattr(lab.engine.hub, "_readers", {})
     await end(lab, run, Frame.of("custom", 1))
     assert [e.event for e in await reader] == ["lifecycle", "custom", "lifecycle"]
@@ -367,26 +387,27 @@ async def test_slow_reader_with_a_full_mailbox_reads_from_the_table(lab, monkeyp
     thread, run = await claimed(lab)
     box = outbox(lab, run)
     seen: list[events.Event] = []
-    async with asyncio.timeout(10), aclosing(events.follow(lab.engine, thread, run.run_id)) as stream:
+    async with asyncio.timeout(PATIENCE_SECONDS), aclosing(events.follow(lab.engine, thread, run.run_id)) as stream:
         seen.append(await anext(stream))
         for n in range(60):
             box.add(Frame.of("custom", n))
             await asyncio.sleep(0.002)
         left = await box.close(lab.engine.pool)
         await asyncio.sleep(0.01)
-        seen.append(await anext(stream))
-        await end(lab, run, *left)
+        ended = False
         async for event in stream:
             if event is not None:
                 seen.append(event)
+            if not ended and len(seen) == 2:
+                ended = True
+                await end(lab, run, *left)
     assert [e.seq for e in seen] == list(range(1, 63))
 
 
 async def test_one_flush_larger_than_a_mailbox_arrives(lab, monkeypatch):
     monkeypatch.setattr(hub, "BACKLOG", 5)
     thread, run = await claimed(lab)
-    reader = asyncio.create_task(collect(lab, thread, run.run_id))
-    await asyncio.sleep(0.05)
+    (reader,) = await reading(lab, thread, run.run_id, lab.engine)
     await end(lab, run, *(Frame.of("custom", n) for n in range(20)))
     assert len(await reader) == 22
 
@@ -412,7 +433,7 @@ async def test_stale_owner_appends_no_event_and_is_told_to_stop(lab):
     told: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
     box = outbox(lab, run, on_broken=told.set_result)
     box.add(Frame.of("custom", 1))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         assert isinstance(await told, LeaseLost)
     assert await lab.everything() == before
 

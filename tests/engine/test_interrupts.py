@@ -14,7 +14,7 @@ from perdure.engine.errors import InvalidInput, QuestionClosed, QuestionNotFound
 from perdure.engine.views import questions
 
 PAST = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
-FUTURE = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+FUTURE = (datetime.now(UTC) + timedelta(days=1)).isoformat()
 
 
 class State(TypedDict, total=False):

@@ -10,7 +10,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, RemoveMessage, ToolMessage
 from langgraph.types import Command, Interrupt, Send
@@ -150,6 +150,7 @@ def test_cycles_and_depth_end():
         max_leaves=20,
     )
 )
+@settings(deadline=None)
 def test_any_value_gives_one_line_of_valid_json(value):
     raw = dumps(value)
     assert b"\n" not in raw

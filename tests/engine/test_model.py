@@ -405,7 +405,7 @@ class Model(RuleBasedStateMachine):
             attempt = self.lab.attempt(claimed, group=group)
             attempt._settle = dead
             await self.lab.play(attempt)
-            await self.lab.until(lambda: group._task is None)  # what was sent before it died arrives
+            await group.dead()
 
         self.do(play())
         assert run.worker is not None

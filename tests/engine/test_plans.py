@@ -71,6 +71,14 @@ LOAD: tuple[LiteralString, ...] = (
     SELECT md5('t' || n)::uuid, 1, md5('r' || n)::uuid, 'values' FROM generate_series(1, 100000) n
     """,
     "INSERT INTO workers (worker_id, lock_key, name, slots) VALUES (md5('w')::uuid, 1, 'w', 100)",
+    # of all rows, not of a sample that is another one each time, and nobody makes others meanwhile
+    "ALTER TABLE runs SET (autovacuum_enabled = off)",
+    "ALTER TABLE threads SET (autovacuum_enabled = off)",
+    "ALTER TABLE steps SET (autovacuum_enabled = off)",
+    "ALTER TABLE interrupts SET (autovacuum_enabled = off)",
+    "ALTER TABLE run_events SET (autovacuum_enabled = off)",
+    "ALTER TABLE workers SET (autovacuum_enabled = off)",
+    "SET default_statistics_target = 400",
     "ANALYZE runs, threads, steps, interrupts, run_events, workers",
 )
 

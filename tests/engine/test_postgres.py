@@ -78,7 +78,7 @@ def owner() -> Iterator[Start]:
     for popen in started:
         if popen.poll() is None:
             popen.terminate()
-            popen.wait(30)
+            popen.wait(60)
         assert popen.stdout
         popen.stdout.close()
 
@@ -91,16 +91,19 @@ def ready(popen: "subprocess.Popen[str]") -> str:
 
 
 def servers(data: Path) -> list[int]:
-    """Process ids of the PostgreSQL servers that run on the cluster of `data`."""
+    """Process ids of the PostgreSQL servers that run on the cluster of `data`.
+
+    A child that has just been forked looks as its server does, until it has given itself a title.
+    """
     cluster = str(location(data) / "postgres")
-    found: list[int] = []
+    found: dict[int, int] = {}
     for process in psutil.process_iter():
         try:
             if cluster in process.cmdline() and "postgres" in process.name():
-                found.append(process.pid)
+                found[process.pid] = process.ppid()
         except psutil.Error:
             continue
-    return found
+    return [pid for pid, parent in found.items() if parent not in found]
 
 
 def test_starts_keeps_data_and_stops(folder: Path) -> None:
@@ -128,7 +131,7 @@ def test_killed_owner_leaves_nothing_that_keeps_the_server_alive(folder: Path, o
 def test_sigterm_of_the_owner_stops_the_server(folder: Path, owner: Start) -> None:
     first = owner(folder)
     first.terminate()
-    assert first.wait(30) == 0
+    assert first.wait(60) == 0
     assert servers(folder) == []
 
 
@@ -137,10 +140,10 @@ def test_two_started_at_once_share_one_server_and_the_last_one_stops_it(folder: 
     assert len({ready(popen) for popen in pair}) == 1
     assert len(servers(folder)) == 1
     pair[0].terminate()
-    pair[0].wait(30)
+    pair[0].wait(60)
     assert len(servers(folder)) == 1
     pair[1].terminate()
-    pair[1].wait(30)
+    pair[1].wait(60)
     assert servers(folder) == []
 
 
@@ -284,7 +287,7 @@ def test_under_root_programs_in_a_closed_directory_are_copied_not_opened(
     executable = Path(psutil.Process(servers(folder / "data")[0]).exe())
     assert executable.is_relative_to(folder / "var")
     first.terminate()
-    assert first.wait(30) == 0
+    assert first.wait(60) == 0
     assert modes(closed) == before
     assert servers(folder / "data") == []
 
@@ -301,14 +304,15 @@ def test_ordinary_user_has_server_and_data_of_his_own(folder: Path, owner: Start
     first.wait()
     second = owner(data, uid=NOBODY)
     second.terminate()
-    assert second.wait(30) == 0
+    assert second.wait(60) == 0
     assert servers_below(data) == []
 
 
 def servers_below(data: Path) -> list[int]:
     cluster = str(data.resolve() / "postgres")
-    found = (p for p in psutil.process_iter(["cmdline", "name"]) if p.info["name"] == "postgres")
-    return [p.pid for p in found if cluster in (p.info["cmdline"] or [])]
+    all_of_them = (p for p in psutil.process_iter(["cmdline", "name", "ppid"]) if p.info["name"] == "postgres")
+    found = {p.pid: p.info["ppid"] for p in all_of_them if cluster in (p.info["cmdline"] or [])}
+    return [pid for pid, parent in found.items() if parent not in found]
 
 
 @as_root

@@ -263,3 +263,11 @@ async def test_a_later_attempt_does_not_read_all_earlier_ones(lab: Lab, monkeypa
 
     monkeypatch.setattr(events, "named", never)
     assert await states(lab, run) == ["running", "completed"]
+
+
+async def test_the_ends_of_a_run_tell_which_run_by_their_ids(lab: Lab) -> None:
+    run = await tried_again(lab)
+    ids = [(e.method, orjson.loads(e.json())["event_id"], e.seq) for e in await shown(lab, run)]
+    told = [ident == f"synth:{run['run_id']}:{seq}" for method, ident, seq in ids if method == "lifecycle"]
+    assert told == [True, True]
+    assert not any(ident.startswith("synth:") for method, ident, _ in ids if method != "lifecycle")

@@ -74,7 +74,7 @@ async def test_only_the_newest_checkpoint_and_what_it_needs_is_left(lab):
     fence = (await lab.thread_row(thread))["fence"]
     assert await prune.prune(lab.engine, [thread, uuid4()], "keep_latest") == 1
     assert await shown(lab, thread) == before
-    (left,) = await state.history(lab.engine, thread)
+    (left,) = [one async for one in state.history(lab.engine, thread)]
     assert left["parent_checkpoint_id"] is None
     checkpoints, writes, blobs = await stored(lab, thread)
     assert (checkpoints, writes) == (1, 0)

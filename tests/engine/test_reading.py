@@ -30,6 +30,12 @@ GRAPHS = {"default": _builder.add_edge(START, "node").add_edge("node", END).comp
 
 
 @pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statements that have much to do are not ended by a machine that has much to do."""
+    monkeypatch.setattr(reading, "SECONDS", 60)
+
+
+@pytest.fixture
 def engine(lab: Any) -> Engine:
     """As with an embedded server: no database of the user's own."""
     return replace(lab.engine, settings=lab.engine.settings.model_copy(update={"database_url": None}))
@@ -179,7 +185,7 @@ async def test_what_a_statement_announces_is_never_heard(lab: Any, engine: Engin
         await listener.execute("LISTEN perdure_cancel")
         await reading.run(engine, "SELECT pg_notify('perdure_cancel', 'attack')")
         await lab.execute("SELECT pg_notify('perdure_cancel', 'end')")
-        heard = [note.payload async for note in listener.notifies(timeout=5, stop_after=1)]
+        heard = [note.payload async for note in listener.notifies(timeout=60, stop_after=1)]
     assert heard == ["end"]
 
 
@@ -200,7 +206,7 @@ async def test_a_statement_that_takes_long_is_ended(
     started = time.monotonic()
     with pytest.raises(InvalidInput, match="longer than 1 s"):
         await reading.run(engine, statement)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 40
 
 
 async def test_many_rows_are_cut(engine: Engine) -> None:
@@ -209,11 +215,13 @@ async def test_many_rows_are_cut(engine: Engine) -> None:
     assert not (await reading.run(engine, "SELECT * FROM generate_series(1, 1000)"))["truncated"]
 
 
+@pytest.mark.usefixtures("patient")
 async def test_long_values_are_cut(engine: Engine) -> None:
     found = await reading.run(engine, "SELECT repeat('x', 50000000), 'y'")
     assert (found["rows"], found["truncated"]) == ([["x" * reading.MAX_CELL, "y"]], True)
 
 
+@pytest.mark.usefixtures("patient")
 async def test_much_in_all_is_cut(engine: Engine) -> None:
     wide = ", ".join(f"repeat('x', 2000) AS c{n}" for n in range(100))
     found = await reading.run(engine, f"SELECT {wide} FROM generate_series(1, 1000)")
@@ -221,11 +229,13 @@ async def test_much_in_all_is_cut(engine: Engine) -> None:
     assert sum(len(value) for row in found["rows"] for value in row) <= reading.MAX_TOTAL + 2 * 200_000
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_plan_with_a_huge_constant_is_cut(engine: Engine) -> None:
     found = await reading.run(engine, "EXPLAIN (VERBOSE) SELECT repeat('x', 5000000)")
     assert sum(len(row[0]) for row in found["rows"]) <= reading.MAX_TOTAL
 
 
+@pytest.mark.usefixtures("patient")
 async def test_several_statements_at_once_take_turns(engine: Engine) -> None:
     found = await asyncio.gather(*(reading.run(engine, f"SELECT {n}, pg_sleep(0.05)") for n in range(12)))
     assert [one["rows"][0][0] for one in found] == [str(n) for n in range(12)]

@@ -243,7 +243,8 @@ async def test_cancelled_run_is_over_at_once_and_the_next_one_may_start(lab, how
         with pytest.raises(RunNotFound):
             await runs.get(lab.engine, thread, run["run_id"])
     last = (await lab.events(run))[-1]
-    assert orjson.loads(last["data"]) == {"event": "cancelled", "action": action, "final": True}
+    told = {"event": "cancelled", "action": action, "graph_name": lab.graph, "final": True}
+    assert orjson.loads(last["data"]) == told
     with pytest.raises(RunNotFound):
         await stop.cancel(lab.engine, thread, run["run_id"], action)
     assert (await lab.claim_one()).run_id == following["run_id"]
@@ -410,10 +411,12 @@ async def test_thread_of_a_stateless_run_is_there_for_its_run_and_then_deleted(l
         await threads.get(lab.engine, thread)
     assert await threads.search(lab.engine) == ([], 0)
     assert await runs.outcome(lab.engine, thread, run["run_id"]) == {"log": ["a", "b"]}
+    row = await lab.thread_row(thread)
+    assert (row["expires_at"] - row["updated_at"]).total_seconds() == 10
     async with lab.connection() as conn:
-        assert await sweeper.expired_threads(conn) == 0
-        await lab.execute("UPDATE threads SET expires_at = expires_at - interval '1 min'")
-        assert await sweeper.expired_threads(conn) == 1
+        for left, deleted in (("1 min", 0), ("-1 s", 1)):
+            await lab.execute("UPDATE threads SET expires_at = now() + %(left)s::interval", left=left)
+            assert await sweeper.expired_threads(conn) == deleted
     assert await left_of(lab, thread) == {}
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import operator
 import threading
-import time
 from types import SimpleNamespace
 from typing import Annotated, Any
 from uuid import UUID, uuid4
@@ -95,7 +94,8 @@ def route(s):
     """A conditional edge: author code that an update runs."""
     ROUTED["thread"] = threading.current_thread().name
     if s.get("note") == "block":
-        time.sleep(ROUTED["seconds"])
+        ROUTED["blocks"].set()
+        ROUTED["released"] = ROUTED["release"].wait(60)
     if s.get("note") == "send":
         return [Send("b", {"note": "sent"})]
     return END if s.get("note") == "end" else "b"
@@ -180,6 +180,10 @@ async def execute(engine, statement: str, **params: Any) -> None:
         await conn.execute(statement, params)
 
 
+async def history(engine, thread_id, **options):
+    return [one async for one in state.history(engine, thread_id, **options)]
+
+
 # --- reading ---------------------------------------------------------------------------------
 
 
@@ -187,12 +191,12 @@ async def test_thread_without_a_run_has_the_empty_state(engine):
     for graph_id in (None, "steps"):
         thread_id = await new_thread(engine, graph_id)
         assert await state.read(engine, thread_id) == EMPTY
-        assert await state.history(engine, thread_id) == []
+        assert await history(engine, thread_id) == []
         assert await state.values(engine, await row(engine, thread_id)) is None
 
 
 async def test_unknown_thread(engine):
-    for call in (state.read, state.history, editing.update):
+    for call in (state.read, history, editing.update):
         with pytest.raises(ThreadNotFound):
             await call(engine, uuid4())
 
@@ -220,7 +224,7 @@ async def test_state_after_a_run(engine):
 async def test_history_is_newest_first_and_pages(engine):
     thread_id = await new_thread(engine, "steps")
     await run(engine, thread_id, "steps", {"log": []})
-    rows = await state.history(engine, thread_id, limit=50)
+    rows = await history(engine, thread_id, limit=50)
     assert [r["next"] for r in rows] == [[], ["c"], ["b"], ["a"], ["__start__"]]
     assert [r["metadata"]["step"] for r in rows] == [3, 2, 1, 0, -1]
     assert [r["parent_checkpoint_id"] for r in rows] == [r["checkpoint_id"] for r in rows[1:]] + [None]
@@ -228,26 +232,50 @@ async def test_history_is_newest_first_and_pages(engine):
     assert rows[1]["tasks"][0]["result"] == {"log": ["c"]}
     assert rows[1]["tasks"][0]["path"] == ["__pregel_pull", "c"]
 
-    assert await state.history(engine, thread_id, limit=2) == rows[:2]
+    assert await history(engine, thread_id, limit=2) == rows[:2]
     before = rows[1]["checkpoint_id"]
-    assert await state.history(engine, thread_id, limit=2, before=before) == rows[2:4]
-    assert await state.history(engine, thread_id, metadata={"step": 0}) == [rows[3]]
-    assert await state.history(engine, thread_id, metadata={"source": "input"}) == [rows[4]]
-    assert await state.history(engine, thread_id, metadata={"step": "0"}) == []
+    assert await history(engine, thread_id, limit=2, before=before) == rows[2:4]
+    assert await history(engine, thread_id, metadata={"step": 0}) == [rows[3]]
+    assert await history(engine, thread_id, metadata={"source": "input"}) == [rows[4]]
+    assert await history(engine, thread_id, metadata={"step": "0"}) == []
     for nothing in (
         {"before": "\x00"},
         {"metadata": {"a": "\x00"}},
         {"checkpoint": {"checkpoint_ns": "\x00"}},
     ):
-        assert await state.history(engine, thread_id, **nothing) == []
-    assert await state.history(engine, thread_id, checkpoint={"checkpoint_ns": "zzz:1"}) == []
-    assert await state.history(engine, thread_id, checkpoint={}, before="zzz") == rows
+        assert await history(engine, thread_id, **nothing) == []
+    assert await history(engine, thread_id, checkpoint={"checkpoint_ns": "zzz:1"}) == []
+    assert await history(engine, thread_id, checkpoint={}, before="zzz") == rows
+
+
+async def test_a_long_history_is_read_a_few_states_at_a_time(engine, monkeypatch):
+    thread_id = await new_thread(engine, "steps")
+    for n in range(11):
+        await editing.update(engine, thread_id, values={"note": f"{n}", "log": ["x"]}, as_node="abc"[n % 3])
+    monkeypatch.setattr(state, "STATES_AT_ONCE", 100)
+    rows = await history(engine, thread_id, limit=100)
+    assert [row["values"]["note"] for row in rows] == [f"{n}" for n in range(10, -1, -1)]
+    limits, alist = [], AsyncPostgresSaver.alist
+
+    def listing(self, *args, limit, **options):
+        limits.append(limit)
+        return alist(self, *args, limit=limit, **options)
+
+    monkeypatch.setattr(AsyncPostgresSaver, "alist", listing)
+    monkeypatch.setattr(state, "STATES_AT_ONCE", 4)
+    assert await history(engine, thread_id, limit=100) == rows
+    assert limits == [4, 4, 4]
+    assert await history(engine, thread_id, limit=9, before=rows[1]["checkpoint_id"]) == rows[2:]
+    assert limits == [4, 4, 4, 4, 4, 1]
+    at = {"checkpoint_id": rows[5]["checkpoint_id"]}
+    assert await history(engine, thread_id, limit=100, checkpoint=at) == [rows[5]]
+    assert await history(engine, thread_id, limit=8, metadata={"source": "update"}) == rows[:8]
 
 
 async def test_state_at_a_checkpoint(engine):
     thread_id = await new_thread(engine, "steps")
     await run(engine, thread_id, "steps", {"log": []})
-    rows = await state.history(engine, thread_id)
+    rows = await history(engine, thread_id)
     found = await state.read(engine, thread_id, checkpoint_id=rows[2]["checkpoint_id"])
     assert found == rows[2]
     assert (found["values"], found["next"]) == ({"log": ["a"]}, ["b"])
@@ -329,7 +357,7 @@ async def test_subgraph_states(engine):
     by_map = inner["checkpoint"]["checkpoint_map"]
     at = await state.read(engine, thread_id, checkpoint_ns=ns, checkpoint_map=by_map)
     assert at["checkpoint"] == inner["checkpoint"]
-    rows = await state.history(engine, thread_id, checkpoint={"checkpoint_ns": ns})
+    rows = await history(engine, thread_id, checkpoint={"checkpoint_ns": ns})
     assert [r["next"] for r in rows] == [["confirm"], ["draft"], ["__start__"]]
     assert rows[0]["checkpoint"] == inner["checkpoint"]
     unknown = await state.read(engine, thread_id, checkpoint_ns="child:zzz")
@@ -343,7 +371,7 @@ async def test_subgraph_states(engine):
 async def test_a_factory_is_given_the_config_of_the_threads_runs(engine):
     thread_id = await new_thread(engine, "factory", {"configurable": {"long": True}})
     await run(engine, thread_id, "steps", {"log": []})
-    old = (await state.history(engine, thread_id))[2]
+    old = (await history(engine, thread_id))[2]
     assert old["next"] == ["b"]
     thread = await row(engine, thread_id)
     assert (await state.values(engine, thread))["log"] == ["a", "b", "c"]
@@ -355,7 +383,7 @@ async def test_values_stay_readable_when_the_graph_is_gone(engine):
     found = await state.read(engine, thread_id)
     assert found["values"] == {"log": ["a", "b", "c"]}
     assert found["metadata"]["step"] == 3
-    assert [r["metadata"]["step"] for r in await state.history(engine, thread_id)] == [3, 2, 1, 0, -1]
+    assert [r["metadata"]["step"] for r in await history(engine, thread_id)] == [3, 2, 1, 0, -1]
     assert await state.values(engine, await row(engine, thread_id)) == found["values"]
     with pytest.raises(GraphNotFound):
         await editing.update(engine, thread_id, values={"note": "x"})
@@ -368,7 +396,7 @@ async def test_values_stay_readable_when_the_schema_refuses_them(engine):
         await run(engine, thread_id, "strict", {"n": "not a number"})
     found = await state.read(engine, thread_id)
     assert found["checkpoint_id"]
-    assert await state.history(engine, thread_id)
+    assert await history(engine, thread_id)
 
 
 async def test_reads_run_side_by_side(engine):
@@ -423,7 +451,7 @@ async def test_update_without_next_leaves_the_thread_idle_and_clears_the_error(e
 async def test_update_from_a_checkpoint_forks(engine):
     thread_id = await new_thread(engine, "steps")
     await run(engine, thread_id, "steps", {"log": []})
-    rows = await state.history(engine, thread_id)
+    rows = await history(engine, thread_id)
     base = rows[2]["checkpoint_id"]
     for way in (
         {"checkpoint_id": base},
@@ -517,11 +545,11 @@ async def test_update_of_a_subgraph(engine):
 async def test_bad_update_is_refused_and_changes_nothing(engine, given, problem):
     thread_id = await new_thread(engine, "steps")
     await run(engine, thread_id, "steps", {"log": []})
-    before = await row(engine, thread_id), await state.history(engine, thread_id)
+    before = await row(engine, thread_id), await history(engine, thread_id)
     with pytest.raises(InvalidInput, match=problem) as refused:
         await editing.update(engine, thread_id, **given)
     assert refused.value.status == 400
-    assert before == (await row(engine, thread_id), await state.history(engine, thread_id))
+    assert before == (await row(engine, thread_id), await history(engine, thread_id))
 
 
 async def test_update_that_the_schema_refuses_is_undone(engine):
@@ -557,7 +585,7 @@ async def test_update_without_a_graph_says_what_to_do(engine):
 async def test_a_graph_id_that_is_no_name_counts_as_none(engine, graph_id):
     thread_id = await new_thread(engine, graph_id)
     assert await state.read(engine, thread_id) == EMPTY
-    assert await state.history(engine, thread_id) == []
+    assert await history(engine, thread_id) == []
     with pytest.raises(InvalidInput, match="has no graph yet"):
         await editing.update(engine, thread_id, values={})
 
@@ -586,18 +614,20 @@ async def test_update_of_a_busy_thread_is_a_conflict(engine):
     assert (await row(engine, thread_id))["fence"] == 1
 
 
+async def blocked_update(engine, graph_id: str = "routed") -> tuple[UUID, asyncio.Task[Any]]:
+    """An update whose author code blocks, until ROUTED["release"] is set."""
+    thread_id = await new_thread(engine, graph_id)
+    ROUTED.update(blocks=threading.Event(), release=threading.Event(), released=None)
+    updating = asyncio.create_task(editing.update(engine, thread_id, values={"note": "block"}, as_node="a"))
+    assert await asyncio.to_thread(ROUTED["blocks"].wait, 60)
+    return thread_id, updating
+
+
 async def test_author_code_runs_beside_the_event_loop(engine):
-    thread_id = await new_thread(engine, "routed")
-    ROUTED["seconds"] = 0.5
-    slow = asyncio.create_task(editing.update(engine, thread_id, values={"note": "block"}, as_node="a"))
-    laps = 0
-    while not slow.done():
-        started = time.monotonic()
-        await asyncio.sleep(0.01)
-        assert time.monotonic() - started < 0.4
-        laps += 1
+    thread_id, slow = await blocked_update(engine)
+    ROUTED["release"].set()
     await slow
-    assert laps > 10
+    assert ROUTED["released"], "it has waited in vain for this loop to turn"
     assert ROUTED["thread"] != threading.current_thread().name
     assert (await state.read(engine, thread_id))["next"] == ["b"]
     await editing.update(engine, thread_id, values={"note": "end"}, as_node="a")
@@ -616,11 +646,9 @@ async def test_a_send_from_a_conditional_edge_becomes_a_task(engine):
 @pytest.mark.parametrize("graph_id", ["routed", "routed_async"])
 async def test_author_code_that_blocks_too_long_loses_the_thread(engine, monkeypatch, graph_id):
     monkeypatch.setattr(editing, "UPDATE_SECONDS", 1)
-    thread_id = await new_thread(engine, graph_id)
-    ROUTED["seconds"] = 3
-    slow = asyncio.create_task(editing.update(engine, thread_id, values={"note": "block"}, as_node="a"))
-    await asyncio.sleep(2)
-    await asyncio.wait_for(execute(engine, "SELECT 1 FROM threads FOR UPDATE"), 0.5)
+    thread_id, slow = await blocked_update(engine, graph_id)
+    await asyncio.wait_for(execute(engine, "SELECT 1 FROM threads FOR UPDATE"), 30)  # it blocks for 60 s
+    ROUTED["release"].set()
     with pytest.raises(InvalidInput, match="took longer than 1 s"):
         await slow
     assert await state.read(engine, thread_id) == EMPTY
@@ -628,17 +656,14 @@ async def test_author_code_that_blocks_too_long_loses_the_thread(engine, monkeyp
 
 
 async def test_a_cancelled_caller_leaves_a_whole_update(engine):
-    thread_id = await new_thread(engine, "routed")
-    ROUTED["seconds"] = 0.5
-    slow = asyncio.create_task(editing.update(engine, thread_id, values={"note": "block"}, as_node="a"))
-    await asyncio.sleep(0.2)
+    thread_id, slow = await blocked_update(engine)
     slow.cancel()
     with pytest.raises(asyncio.CancelledError):
         await slow
-    end = time.monotonic() + 5
-    while (await row(engine, thread_id))["fence"] == 0:
-        assert time.monotonic() < end
-        await asyncio.sleep(0.02)
+    ROUTED["release"].set()
+    async with asyncio.timeout(60):
+        while (await row(engine, thread_id))["fence"] == 0:  # noqa: ASYNC110  # it is done on another loop
+            await asyncio.sleep(0.02)
     assert (await state.read(engine, thread_id))["next"] == ["b"]
 
 
@@ -649,7 +674,7 @@ async def test_updates_of_one_thread_follow_each_other(engine):
     )
     found = await state.read(engine, thread_id)
     assert sorted(found["values"]["log"]) == [str(i) for i in range(6)]
-    assert len({m["checkpoint_id"] for m in made}) == len(await state.history(engine, thread_id)) == 6
+    assert len({m["checkpoint_id"] for m in made}) == len(await history(engine, thread_id)) == 6
     assert (await row(engine, thread_id))["fence"] == 6
 
 
@@ -662,7 +687,7 @@ async def test_replay_makes_checkpoints_as_a_run_would(engine):
         {"updates": [{"command": {"update": {"log": ["b"]}}, "as_node": "b"}]},
     ]
     await editing.replay(engine, thread_id, supersteps)
-    rows = await state.history(engine, thread_id)
+    rows = await history(engine, thread_id)
     assert [r["next"] for r in rows] == [["c"], ["b"], ["a"], ["__start__"]]
     assert rows[0]["values"] == {"log": ["a", "b"]}
     assert (await row(engine, thread_id))["status"] == "interrupted"

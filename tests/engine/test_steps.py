@@ -226,7 +226,7 @@ async def test_calls_that_overlapped_are_never_taken_for_changed_ones(book):
     never, now = asyncio.Event(), asyncio.Event()
     now.set()
     slow = asyncio.create_task(caller.call("pay", "slow", gate=never))
-    await asyncio.sleep(0.01)
+    await book.lab.until(lambda: caller.executed)
     await caller.call("pay", "quick", gate=now)
     slow.cancel()
     await asyncio.gather(slow, return_exceptions=True)
@@ -272,9 +272,9 @@ async def test_calls_started_together_may_come_in_another_order_although_one_of_
 
 @pytest.fixture
 async def narrow(lab) -> AsyncIterator[Any]:
-    """The engine with a pool of four connections, for which nobody waits long."""
+    """The engine with a pool of four connections, for which nobody waits for ever."""
     pool = await open_pool(lab.dsn, size=4, name="narrow")
-    pool.timeout = 2
+    pool.timeout = 20
     yield replace(lab.engine, pool=pool)
     await pool.close()
 
@@ -311,7 +311,7 @@ async def test_transaction_inside_of_a_step_with_one_does_not_wait_for_it(book, 
                 await logged.save("logged")
             await transaction.save("paid")
 
-    await asyncio.wait_for(asyncio.gather(*(pay(n) for n in range(5))), 10)
+    await asyncio.wait_for(asyncio.gather(*(pay(n) for n in range(5))), 60)
     done = await book.lab.rows("SELECT value FROM steps WHERE status = 'done'")
     assert len(done) == 10
     assert narrow.pool.get_stats()["pool_size"] <= 4

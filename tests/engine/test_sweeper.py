@@ -15,6 +15,11 @@ from tests.engine.conftest import one_node
 
 GRAPHS = {"default": one_node()}
 
+FREE = """
+SELECT 1 WHERE NOT EXISTS (
+    SELECT 1 FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+     WHERE d.datname = current_database() AND l.locktype = 'advisory')
+"""
 REGISTER = "INSERT INTO workers (worker_id, lock_key, name, slots) VALUES (%(id)s, %(key)s, 'test', 1)"
 
 
@@ -59,7 +64,8 @@ async def test_worker_that_holds_its_lock_is_alive_whatever_its_leases_say(lab):
         await alive.execute("SELECT pg_advisory_lock(%s)", [key])
         assert sum(await at_once(lab, sweeper.dead_workers, lab.engine, "conn", uuid4())) == 0
         assert await statuses(lab) == {"running": 2}
-    # its connection has gone
+    # its connection has gone; PostgreSQL frees the lock when it has noticed
+    await lab.until(lambda: lab.rows(FREE))
     assert sum(await at_once(lab, sweeper.dead_workers, lab.engine, "conn", uuid4())) == 2
 
 

@@ -147,8 +147,8 @@ async def test_who_takes_a_run_away_tells_of_its_attempt(
 
 async def test_idle_attempt_tells_of_itself(collector: Collector, lab: Any) -> None:
     object.__setattr__(lab.engine.registry.graphs["endless"], "limits", Limits(idle=0.1))
-    run, _, task = await busy(lab)
-    await task
+    run = await lab.enqueue(None, {"text": ""}, assistant="endless", on_completion="keep")
+    await lab.play(lab.attempt(await lab.claim_one()))
     assert told(collector, run) == [("attempt 1", "retried")]
     (span,) = collector.named(UUID(str(run["run_id"])).hex, "attempt 1")
     assert span.message.startswith("IdleTimeout")

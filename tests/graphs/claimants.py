@@ -34,7 +34,7 @@ def calls(simulator: RunningSimulator, outcome: str | None = None) -> Counter[st
 async def dies(process: Coroutine[Any, Any, Any], when: Callable[[], bool]) -> None:
     """Executes this as a process that is killed as soon as the condition holds."""
     task = asyncio.create_task(process)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(50):
         while not when():
             assert not task.done(), task
             await asyncio.sleep(0.01)

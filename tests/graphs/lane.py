@@ -33,7 +33,7 @@ from perdure.simulator import RunningSimulator, start
 from tests.conftest import ROOT, Database
 from tests.crash.fleet import Fleet, Nursery, WorkerProcess
 
-PATIENCE_SECONDS = 45.0
+PATIENCE_SECONDS = 90.0
 POLL_SECONDS = 0.02
 LOG_CHARS = 20_000
 LINGER_SECONDS = 0.03
@@ -90,6 +90,10 @@ class Kill:
         linger = rng.choice([0.0, rng.uniform(0, LINGER_SECONDS)]) if when == "after" else 0.0
         return Kill(kind, sum(other.startswith(kind) for other in commits[: place + 1]), when, linger)
 
+    def has_come(self, commits: list[str]) -> bool:
+        """Whether the process that made these commits is dead or about to die, unless its last one failed."""
+        return sum(kind.startswith(self.kind) for kind in commits) >= self.at
+
 
 @dataclass
 class Outcome:
@@ -131,6 +135,8 @@ class Lane:
         watcher = asyncio.create_task(self._take_over(outcome))
         try:
             await self._see_through(agent, examples[-1])
+            if kill and kill.has_come(self.commits):
+                await asyncio.wait([watcher], timeout=PATIENCE_SECONDS)  # all was done before it died
             outcome.killed = watcher.done()
         finally:
             watcher.cancel()

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langgraph.types import Command
@@ -112,8 +113,8 @@ def test_only_the_claim_that_timed_out_in_this_request_may_be_paid_without_a_per
     assert not timed_out(claim, [*answered, HumanMessage("and again")])
 
 
-def test_restart_keeps_the_remaining_time(serve: Launch, books: Books) -> None:
-    within = 6.0
+def test_restart_keeps_the_remaining_time(serve: Launch, books: Books, dsn: str) -> None:
+    within = 3600.0
     first = serve("approval_with_timeout", env={"PAYMENTS_LEDGER": str(books.ledger)})
     asked = httpx.post(
         f"{first.url}/agents/approval_with_timeout/run", json=LARGE | {"within_seconds": within}, timeout=30
@@ -123,13 +124,15 @@ def test_restart_keeps_the_remaining_time(serve: Launch, books: Books) -> None:
     first.kill()
     second = serve("approval_with_timeout", env={"PAYMENTS_LEDGER": str(books.ledger)})
     restarted_at = time.time()
-    with httpx.Client(base_url=second.url, timeout=30) as http:
+    with httpx.Client(base_url=second.url, timeout=30) as http, psycopg.connect(dsn, autocommit=True) as conn:
         path = f"/interrupts/{open_question['token']}"
         assert http.get(path).json()["deadline"] == open_question["deadline"]
+        assert http.get(path).json()["status"] == "open"
+        conn.execute("UPDATE interrupts SET deadline = deadline - interval '1 hour'")  # an hour passes
         closed: Any = eventually(lambda: found if (found := http.get(path).json())["status"] != "open" else None)
         assert closed["status"] == "timed_out"
         closed_at = datetime.fromisoformat(closed["answered_at"])
-        assert datetime.fromisoformat(open_question["deadline"]) <= closed_at
+        assert datetime.fromisoformat(open_question["deadline"]) - timedelta(hours=1) <= closed_at
         assert closed_at.timestamp() < restarted_at + within, "the deadline began anew"
         assert http.post(f"{path}/resolve", json=True).status_code == 409
         thread = f"/threads/{open_question['thread_id']}"

@@ -1,4 +1,5 @@
 import asyncio
+import threading
 from datetime import datetime
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 
 from graphs.chat import WINDOW, graph
-from perdure.simulator import RunningSimulator
+from perdure.simulator import ChatRequest, RunningSimulator
 from tests.conftest import Launch, eventually
 
 CONFIG: Any = {"configurable": {"thread_id": "session123"}}
@@ -90,7 +91,7 @@ async def test_eight_sends_over_five_sessions_run_in_order_per_key_and_in_parall
     serve: Launch, simulator: RunningSimulator
 ) -> None:
     server = serve("chat", slots=8)
-    simulator.fail({"delay": 1.0, "times": 8})
+    simulator.fail({"delay": 4.0, "times": len(SESSIONS)})  # the first of each key
     async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
 
         async def session(key: str) -> list[dict[str, Any]]:
@@ -131,12 +132,18 @@ def test_history_never_waits_and_the_state_can_be_edited_and_cleared(
     server = serve("chat")
     with httpx.Client(base_url=server.url, timeout=60) as http:
         poem = http.post("/agents/chat/session123/run", json=POEM).json()["answer"]
-        simulator.fail({"delay": 5.0})
+        gate = threading.Event()
+
+        def gated(request: ChatRequest) -> None:
+            gate.wait(60)
+
+        simulator.simulator.rules.insert(0, gated)
         busy = http.post("/agents/chat/session123/send", json=SHORTEN).headers["content-location"]
         eventually(lambda: http.get(busy).json()["status"] == "running")
         history = http.get("/agents/chat/session123/history").json()
         assert http.get(busy).json()["status"] == "running"
         assert [said["content"] for said in history] == [POEM["message"], poem]
+        gate.set()
         assert http.get(f"{busy}/join").json()["answer"] == "\n".join(poem.splitlines()[:2])
 
         thread = busy.rpartition("/runs/")[0]

@@ -1,5 +1,6 @@
 """The coding agent works in its sandbox; on a real server it is queued, interrupted, steered and killed."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import psutil
 import pytest
 
 from graphs.coding_agent import graph, heard
-from perdure.simulator import RunningSimulator, start
+from perdure.simulator import ChatRequest, RunningSimulator, start
 from tests.conftest import ROOT, Launch, Process, eventually
 
 CONFIG: Any = {"configurable": {"thread_id": "one"}}
@@ -18,7 +19,7 @@ BUSY = (
     {"message": "Write busy.txt 'started'"},
     {"message": "Run `echo $$ > pid; until test -e go; do sleep 0.01; done`"},
 )
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
 
 
 @pytest.fixture
@@ -131,6 +132,7 @@ def env(model: RunningSimulator, tmp_path: Path) -> dict[str, str]:
         "OPENAI_BASE_URL": model.openai_url,
         "PERDURE_MODEL": "openai:simulated-1",
         "CODING_SANDBOX": str(tmp_path / "boxes"),
+        "CODING_COMMAND_SECONDS": "600",  # a command that waits for the test is not to be killed
     }
 
 
@@ -188,10 +190,17 @@ def test_steering_message_reaches_the_working_run(session: Session) -> None:
 
 
 def test_steering_message_that_comes_with_the_last_answer_is_not_lost(session: Session) -> None:
-    session.model.fail({"delay": 2, "match": "Wrote 6 bytes"})
+    gate = threading.Event()
+
+    def gated(request: ChatRequest) -> None:
+        if request.tool_results:
+            gate.wait(PATIENCE_SECONDS)
+
+    session.model.simulator.rules.insert(0, gated)
     run = session.send({"message": "Write first.txt 'first'"})
     eventually(lambda: len(session.model.requests) == 2)  # it is giving its last answer
     said = session.http.post(f"/threads/{session.thread}/messages", json="Write second.txt 'second'")
+    gate.set()
     assert said.json() == {"run_id": run}
     assert session.join(run)["answer"] == "Done. Wrote 6 bytes to first.txt Wrote 7 bytes to second.txt"
     assert sorted(path.name for path in session.folder.iterdir()) == ["first.txt", "second.txt"]

@@ -9,7 +9,6 @@ import asyncio
 import json
 import os
 import random
-import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 import pytest_asyncio
 
 from perdure.cli import needed
+from tests.conftest import reserved_port
 from tests.crash.fleet import Nursery
 from tests.graphs.lane import CONFIG, Kill, Lane, Outcome, lane
 
@@ -41,8 +41,7 @@ class Second:
     """The second server that some examples need; started when the first of them comes."""
 
     def __init__(self, stack: ExitStack) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.port = listener.getsockname()[1]
+        self.port = stack.enter_context(reserved_port())
         self._stack = stack
         self._running: set[str] = set()
 

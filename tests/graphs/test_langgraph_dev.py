@@ -7,7 +7,6 @@ deadline. The server is used as anybody uses it, from its command line; perdure 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,10 +18,10 @@ import httpx
 import pytest
 
 from perdure.simulator import start
-from tests.conftest import ROOT, clean_environment
+from tests.conftest import ROOT, clean_environment, reserved_port
 
-START_SECONDS = 90.0
-RUN_SECONDS = 60.0
+START_SECONDS = 180.0
+RUN_SECONDS = 120.0
 MAX_QUESTIONS = 5
 
 CONFIG: dict[str, Any] = json.loads((ROOT / "langgraph.json").read_text(encoding="utf-8"))
@@ -54,7 +53,7 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     }
     (folder / "langgraph.json").write_text(json.dumps({"dependencies": [str(ROOT)], "graphs": graphs}))
     log = folder / "log"
-    with start("./graphs/rules.py:rules", config_dir=ROOT) as model, log.open("wb") as output:
+    with start("./graphs/rules.py:rules", config_dir=ROOT) as model, log.open("wb") as output, reserved_port() as port:
         env = clean_environment(
             **OFFLINE,
             OPENAI_API_KEY="simulated",
@@ -62,8 +61,7 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
             PERDURE_MODEL="openai:simulated-1",
             CODING_SANDBOX=str(folder / "sandbox"),
         )
-        port = free_port()
-        words = ["dev", "--no-browser", "--no-reload", "--port", port, "--n-jobs-per-worker", "4"]
+        words = ["dev", "--no-browser", "--no-reload", "--port", str(port), "--n-jobs-per-worker", "4"]
         process = subprocess.Popen(
             [sys.executable, "-m", "langgraph_cli", *words],
             cwd=folder,
@@ -81,17 +79,12 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
             process.wait()
 
 
-def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return str(listener.getsockname()[1])
-
-
 def connected(process: "subprocess.Popen[bytes]", url: str, log: Path) -> httpx.Client:
     """A client, once the server answers."""
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end and process.poll() is None:
         try:
-            httpx.get(f"{url}/ok", trust_env=False).raise_for_status()
+            httpx.get(f"{url}/ok", timeout=RUN_SECONDS, trust_env=False).raise_for_status()
             return httpx.Client(base_url=url, timeout=RUN_SECONDS, trust_env=False)
         except httpx.HTTPError:
             time.sleep(0.1)  # asks a real server again

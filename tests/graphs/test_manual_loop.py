@@ -25,7 +25,7 @@ async def test_calls_all_tools_of_an_answer_at_once(
     both_are_there = asyncio.Barrier(2)
 
     async def meet(city: str) -> Any:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await both_are_there.wait()
         return await current_weather(city)
 

@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,17 +133,18 @@ def model(gate: threading.Event) -> Iterator[RunningSimulator]:
 
 
 def test_readers_survive_a_kill_of_the_api_and_see_each_event_once(
-    server: Launch, worker: Launch, model: RunningSimulator, gate: threading.Event
+    server: Launch, worker: Launch, free_port: Callable[[], int], model: RunningSimulator, gate: threading.Event
 ) -> None:
     env = {
         "OPENAI_API_KEY": "simulated",
         "OPENAI_BASE_URL": model.openai_url,
         "PERDURE_MODEL": "openai:simulated-1",
     }
-    api: Process = server(slots=0, env=env)
+    port = free_port()
+    api: Process = server(slots=0, env=env, port=port)
     working: Process = worker(env=env)
     url = f"{api.url}/agents/progress/job1"
-    sent = httpx.post(f"{url}/send", json=JOB)
+    sent = httpx.post(f"{url}/send", json=JOB, timeout=PATIENCE_SECONDS)
     assert sent.status_code == 202
     readers = [Reader(f"{url}/stream"), Reader(f"{url}/stream")]
     threads = [reader.begin() for reader in readers]
@@ -153,7 +154,7 @@ def test_readers_survive_a_kill_of_the_api_and_see_each_event_once(
     api.kill()
     gate.set()
     working.until(r'"finished"')  # the rest happens while nobody can watch
-    server(slots=0, env=env, port=httpx.URL(api.url).port)
+    server(slots=0, env=env, port=port)
 
     for thread in threads:
         thread.join(PATIENCE_SECONDS)

@@ -1,6 +1,7 @@
 """The sandbox of graphs/coding_agent.py: no path leads out of it, and no command outlives its limits or its worker."""
 
 import asyncio
+import gc
 import os
 import shutil
 import subprocess
@@ -20,7 +21,9 @@ from graphs.tools.sandbox import MAX_FILE_BYTES, Refused, Sandbox
 from graphs.tools.sandbox_command import OUTPUT_BYTES
 from tests.conftest import ROOT
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
+LIMIT_SECONDS = 3.0
+"""Of commands that are to be killed; long enough for them to say who they are."""
 
 
 @pytest.fixture
@@ -193,29 +196,29 @@ async def test_output_is_cut_with_a_note(sandbox: Sandbox) -> None:
 
 async def test_time_limit_kills_the_whole_process_group(sandbox: Sandbox) -> None:
     started = time.monotonic()
-    printed = await sandbox.run("sleep 60 & echo $!; sh -c 'echo $$; sleep 60'", seconds=0.5)
-    assert time.monotonic() - started < 10
-    assert printed.endswith("[killed after 0.5 s]")
+    printed = await sandbox.run("sleep 600 & echo $!; sh -c 'echo $$; sleep 600'", seconds=LIMIT_SECONDS)
+    assert time.monotonic() - started < 60
+    assert printed.endswith("[killed after 3 s]")
     for pid in map(int, printed.split()[:2]):
         await until(lambda pid=pid: not alive(pid))
 
 
 async def test_time_limit_holds_for_a_command_that_prints_without_end(sandbox: Sandbox) -> None:
-    printed = await sandbox.run("yes", seconds=0.5)
+    printed = await sandbox.run("yes", seconds=LIMIT_SECONDS)
     assert "[output truncated: " in printed
-    assert printed.endswith("[killed after 0.5 s]")
+    assert printed.endswith("[killed after 3 s]")
 
 
 async def test_what_a_command_leaves_running_ends_with_it(sandbox: Sandbox) -> None:
     started = time.monotonic()
-    pid = int((await sandbox.run("sleep 60 & echo $!")).split()[0])
-    assert time.monotonic() - started < 10
+    pid = int((await sandbox.run("sleep 600 & echo $!")).split()[0])
+    assert time.monotonic() - started < 60
     await until(lambda: not alive(pid))
 
 
 @pytest.mark.parametrize("attack", ["kill -9 $PPID", "kill -STOP $PPID", "trap '' TERM INT HUP"])
 async def test_command_cannot_get_rid_of_its_guard(sandbox: Sandbox, attack: str) -> None:
-    printed = await sandbox.run(f"echo $$; {attack}; sleep 60", seconds=0.5)
+    printed = await sandbox.run(f"echo $$; {attack}; sleep 60", seconds=LIMIT_SECONDS)
     assert "[killed" in printed
     pid = int(printed.split()[0])
     await until(lambda: not alive(pid))
@@ -224,8 +227,8 @@ async def test_command_cannot_get_rid_of_its_guard(sandbox: Sandbox, attack: str
 async def test_process_that_leaves_the_group_holds_nobody_up(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox_command, "GRACE_SECONDS", 0.2)
     started = time.monotonic()
-    assert "done" in await sandbox.run("setsid sleep 3 & echo done")
-    assert time.monotonic() - started < 2.5
+    assert "done" in await sandbox.run("setsid sleep 90 & echo done")
+    assert time.monotonic() - started < 60
 
 
 async def test_command_of_a_cancelled_caller_is_dead_before_the_next_one(sandbox: Sandbox) -> None:
@@ -240,17 +243,24 @@ async def test_command_of_a_cancelled_caller_is_dead_before_the_next_one(sandbox
 
 
 async def test_writers_and_commands_take_turns(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    busy = asyncio.create_task(sandbox.run("echo begun > a; sleep 0.3; cat a"))
+    until_go = "until test -e go; do sleep 0.01; done"
+    busy = asyncio.create_task(sandbox.run(f"echo begun > a; {until_go}; cat a", seconds=60))
     await until(lambda: (sandbox.path / "a").exists())
-    await Sandbox("one").write("a", "later")
+    writer = asyncio.create_task(Sandbox("one").write("a", "later"))
+    await asyncio.sleep(0.3)  # it has time to go wrong
+    assert not writer.done()
+    (sandbox.path / "go").touch()
     assert await busy == "begun\n"
+    await writer
     assert sandbox.read("a") == "later"
+    (sandbox.path / "go").unlink()
     monkeypatch.setattr(module, "LOCK_SECONDS", 0.05)
-    busy = asyncio.create_task(sandbox.run("echo begun > b; sleep 0.5"))
+    busy = asyncio.create_task(sandbox.run(f"echo begun > b; {until_go}", seconds=60))
     await until(lambda: (sandbox.path / "b").exists())
     with pytest.raises(Refused, match="in use"):
         await sandbox.run("true")
     await Sandbox("two").run("true")  # other sessions do not wait
+    (sandbox.path / "go").touch()
     await busy
 
 
@@ -281,6 +291,7 @@ async def test_command_dies_with_a_killed_worker_and_holds_the_folder_until_then
 
 async def test_no_descriptor_is_left_open(sandbox: Sandbox) -> None:
     await sandbox.run("true")
+    gc.collect()  # what others have left open
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         await sandbox.run("echo x")

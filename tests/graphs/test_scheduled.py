@@ -13,6 +13,8 @@ from tests.conftest import Launch, eventually
 
 CONFIG: Any = {"configurable": {"thread_id": "1"}}
 HOUR = timedelta(hours=1)
+PAUSE_SECONDS = 12
+"""Really waited for; long enough to kill the server meanwhile."""
 
 
 async def test_reminds_at_once_when_no_time_is_given(simulator: RunningSimulator, served: Any) -> None:
@@ -83,14 +85,15 @@ def test_every_timer_survives_a_restart(serve: Launch, simulator: RunningSimulat
     with httpx.Client(base_url=first.url, timeout=30) as http:
         clock = Clock(http, dsn)
         later = http.post("/agents/scheduled/send?delay=1h", json={"topic": "later"}).json()["run_id"]
-        paused = http.post("/agents/scheduled/send", json={"topic": "a pause", "pause_seconds": 6}).json()["run_id"]
-        eventually(lambda: clock.run(paused).get("suspended"))
-        pause_ends = datetime.fromisoformat(clock.run(paused)["next_at"])
-        assert asked_at + timedelta(seconds=6) < pause_ends
         daily = {"topic": "daily", "times": 3, "every_seconds": 3600, "series": "daily"}
         second_time = http.post("/agents/scheduled/daily/run", json=daily).json()["next_run"]
         tick = {"schedule": "30 9 1 1 *", "timezone": "America/New_York", "input": {"topic": "a new year"}}
         cron = http.post("/runs/crons", json={"assistant_id": "scheduled", **tick}).json()
+        pause = {"topic": "a pause", "pause_seconds": PAUSE_SECONDS}
+        paused = http.post("/agents/scheduled/send", json=pause).json()["run_id"]
+        waiting = eventually(lambda: run if (run := clock.run(paused)).get("suspended") else None)
+        pause_ends = datetime.fromisoformat(waiting["next_at"])
+        assert asked_at + timedelta(seconds=PAUSE_SECONDS) < pause_ends
     first.kill()
     second = serve("scheduled")
     with httpx.Client(base_url=second.url, timeout=30) as http:

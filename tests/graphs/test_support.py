@@ -1,4 +1,3 @@
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -35,13 +34,6 @@ def tickets(empty_dsn: str) -> Callable[[], list[tuple[str, str]]]:
             return conn.execute("SELECT user_id, title FROM crm.tickets ORDER BY number").fetchall()
 
     return read
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Customer:
@@ -102,16 +94,17 @@ def test_ticket_is_opened_once_on_the_other_server(
 
 
 def test_ticket_waits_for_a_crm_that_is_down_through_a_crash(
-    server: Launch, crm: Launch, tickets: Any, free_port: int, customer: Callable[..., Customer]
+    server: Launch, crm: Launch, tickets: Any, free_port: Callable[[], int], customer: Callable[..., Customer]
 ) -> None:
-    env = {"CRM_URL": f"http://127.0.0.1:{free_port}"}
+    port = free_port()
+    env = {"CRM_URL": f"http://127.0.0.1:{port}"}
     process = server(env=env)
     ada = customer(process)
     sent = ada.says("Create a ticket: the login fails", "send").json()
     run = f"/threads/{sent['thread_id']}/runs/{sent['run_id']}"
     eventually(lambda: ada.http.get(run).json().get("suspended"))
     process.kill()
-    crm(free_port)
+    crm(port)
     ada = customer(server(env=env))
     assert ada.http.get(f"{run}/join").json()["answer"] == "Ticket T-1001 is open: the login fails."
     assert tickets() == [(ADA, "the login fails")]

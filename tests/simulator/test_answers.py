@@ -55,7 +55,7 @@ async def model(simulator: RunningSimulator) -> AsyncIterator[Callable[..., Chat
     made: list[ChatOpenAI] = []
 
     def make(**options: Any) -> ChatOpenAI:
-        options = {"max_retries": 0, "stream_usage": True, "timeout": 10} | options
+        options = {"max_retries": 0, "stream_usage": True, "timeout": 60} | options
         made.append(ChatOpenAI(model="m", base_url=simulator.openai_url, api_key="none", **options))
         return made[-1]
 

@@ -16,7 +16,7 @@ from tests.wire.link import Link
 
 HERE = Path(__file__).parent
 JS = HERE / "js"
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 
 REQUIRED = os.environ.get("CI") == "true"
 """In CI a missing program is a failure: a skipped test would hide that nothing was tested."""
@@ -69,6 +69,13 @@ def http(wire: str) -> Iterator[httpx.Client]:
 def thread(http: httpx.Client) -> str:
     """The id of a new thread."""
     return http.post("/threads", json={}).json()["thread_id"]
+
+
+@pytest.fixture
+def hold(tmp_path: Path) -> Path:
+    """A file that holds a run of `slow` or `chat` which names it in its input, until it is taken away."""
+    (tmp_path / "hold").touch()
+    return tmp_path / "hold"
 
 
 @pytest.fixture

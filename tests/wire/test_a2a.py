@@ -92,8 +92,9 @@ def test_cards(process: Process) -> None:
         assert card["capabilities"]["streaming"]
         assert card["capabilities"]["pushNotifications"]
     assert get(f"{process.url}/a2a/claims/.well-known/agent-card.json")["defaultInputModes"] == ["application/json"]
-    assert httpx.get(f"{process.url}/.well-known/agent-card.json").status_code == 422
-    assert httpx.get(f"{process.url}/.well-known/agent-card.json?assistant_id=nope").status_code == 404
+    assert httpx.get(f"{process.url}/.well-known/agent-card.json", timeout=WAIT_SECONDS).status_code == 422
+    unknown = f"{process.url}/.well-known/agent-card.json?assistant_id=nope"
+    assert httpx.get(unknown, timeout=WAIT_SECONDS).status_code == 404
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -283,9 +284,10 @@ def test_bodies_that_are_no_requests(process: Process) -> None:
     url = f"{process.url}/a2a/works"
     for body, code in ((b"{oops", -32700), (b"", -32700), (b"[]", -32600), (b"{}", -32600),
                        (b'{"jsonrpc":"2.0","method":"tasks/get"}', -32600)):  # fmt: skip
-        answer = httpx.post(url, content=body)
+        answer = httpx.post(url, content=body, timeout=WAIT_SECONDS)
         assert (answer.status_code, answer.json()["error"]["code"]) == (200, code), body
-    unknown = httpx.post(f"{process.url}/a2a/nope", json={"jsonrpc": "2.0", "id": 1, "method": "tasks/get"})
+    asked = {"jsonrpc": "2.0", "id": 1, "method": "tasks/get"}
+    unknown = httpx.post(f"{process.url}/a2a/nope", json=asked, timeout=WAIT_SECONDS)
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, -32602)
     assert rpc(url, "tasks/get", {"id": "x"}, **{"a2a-version": "7.1"})["error"]["code"] == -32009
     reason = rpc(url, "GetTask", {"id": "x"})["error"]["data"][0]["reason"]
@@ -394,7 +396,7 @@ def test_tasks_survive_their_server_and_their_worker(
             url = f"{api.url}/a2a/works"
             task = send(url, "", parts=[said], configuration={"blocking": False})["result"]
             until(url, task["id"], {"working"})
-            eventually(effects.exists)
+            eventually(Path(f"{effects}.held").exists)
             worker.kill()  # in the middle of the task
             api.kill()
         with served(dsn, config, slots=4) as api:

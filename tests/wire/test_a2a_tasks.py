@@ -11,7 +11,7 @@ import pytest
 from a2a.types import a2a_pb2 as a2a
 
 from tests.conftest import Database, Process
-from tests.wire.assistants import WAIT_SECONDS, make_project, rpc, served
+from tests.wire.assistants import WAIT_SECONDS, get, make_project, rpc, served
 from tests.wire.test_a2a import VERSIONS, agent, message, send, state, task_of, texts, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:google.*", "ignore::DeprecationWarning:a2a.*")
@@ -144,11 +144,12 @@ async def test_a_stream_ends_with_the_files_of_the_answer(process: Process) -> N
 
 
 def test_files_have_their_limits(process: Process) -> None:
-    card = httpx.get(f"{process.url}/a2a/sees/.well-known/agent-card.json").json()
-    assert "image/*" in card["defaultInputModes"]
-    assert (
-        "image/*" not in httpx.get(f"{process.url}/a2a/works/.well-known/agent-card.json").json()["defaultInputModes"]
-    )
+    modes = {
+        name: get(f"{process.url}/a2a/{name}/.well-known/agent-card.json")["defaultInputModes"]
+        for name in ("sees", "works")
+    }
+    assert "image/*" in modes["sees"]
+    assert "image/*" not in modes["works"]
     large = {"kind": "file", "file": {"bytes": "A" * (8 * 1024 * 1024), "mimeType": "image/png"}}
     said = {"kind": "message", "role": "user", "messageId": "1", "parts": [large]}
     body = {"jsonrpc": "2.0", "id": 1, "method": "message/send", "params": {"message": said}}

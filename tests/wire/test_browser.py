@@ -9,12 +9,14 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
+from tests.conftest import eventually
 from tests.wire.conftest import JS, WAIT_SECONDS
 from tests.wire.link import Link
 
@@ -46,7 +48,7 @@ def browser(chromium: str) -> Iterator[Browser]:
 def site(node: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of the page, bundled into a temporary directory."""
     folder = tmp_path_factory.mktemp("site")
-    subprocess.run([node, "bundle.mjs", str(folder)], cwd=JS, check=True, timeout=120)
+    subprocess.run([node, "bundle.mjs", str(folder)], cwd=JS, check=True, timeout=300)
     (folder / "index.html").write_text('<!doctype html><body><script type="module" src="page.js"></script>')
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -70,12 +72,13 @@ def open_page(browser: Browser, site: str) -> Iterator[Open]:
     def write(message: ConsoleMessage) -> None:
         written.append(f"{message.type}: {message.text}")
 
-    def open(api: str, assistant: str, protocol: str) -> Page:
+    def open(api: str, assistant: str, protocol: str, hold: Path | None = None) -> Page:
         page = context.new_page()
         page.set_default_timeout(WAIT_SECONDS * 1000)
         page.on("console", write)
         page.on("pageerror", lambda error: written.append(f"uncaught: {error}"))
-        page.goto(f"{site}/?{urlencode({'api': api, 'assistant': assistant, 'protocol': protocol})}")
+        told = {"api": api, "assistant": assistant, "protocol": protocol, **({"hold": str(hold)} if hold else {})}
+        page.goto(f"{site}/?{urlencode(told)}")
         return page
 
     expect.set_options(timeout=WAIT_SECONDS * 1000)
@@ -88,10 +91,11 @@ by_each_protocol = pytest.mark.parametrize("protocol", ["legacy", "sse", "websoc
 
 
 @by_each_protocol
-def test_tokens_come_one_by_one_and_a_reload_finds_them(open_page: Open, wire: str, protocol: str) -> None:
-    page = open_page(wire, "chat", protocol)
+def test_tokens_come_one_by_one_and_a_reload_finds_them(open_page: Open, wire: str, protocol: str, hold: Path) -> None:
+    page = open_page(wire, "chat", protocol, hold)
     page.click("#send")
     page.wait_for_function(_in_the_middle())
+    hold.unlink()
     expect(page.locator("li.ai")).to_have_text(WHOLE)
     expect(page.locator("#status")).to_have_text("idle")
     page.reload()
@@ -112,23 +116,25 @@ def test_a_person_approves_on_the_page_also_after_a_reload(open_page: Open, wire
 
 
 @by_each_protocol
-def test_a_page_whose_connection_breaks_catches_up(open_page: Open, link: Link, protocol: str) -> None:
-    page = open_page(link.url, "chat", protocol)
+def test_a_page_whose_connection_breaks_catches_up(open_page: Open, link: Link, protocol: str, hold: Path) -> None:
+    page = open_page(link.url, "chat", protocol, hold)
     page.click("#send")
     page.wait_for_function(_in_the_middle())
     before = link.connections
     assert link.cut() > 0
+    eventually(lambda: link.connections > before)
+    hold.unlink()
     expect(page.locator("li")).to_have_text(["hello", WHOLE])
     expect(page.locator("#status")).to_have_text("idle")
-    assert link.connections > before
 
 
 @by_each_protocol
-def test_a_page_that_is_reloaded_in_mid_stream_goes_on(open_page: Open, wire: str, protocol: str) -> None:
-    page = open_page(wire, "chat", protocol)
+def test_a_page_that_is_reloaded_in_mid_stream_goes_on(open_page: Open, wire: str, protocol: str, hold: Path) -> None:
+    page = open_page(wire, "chat", protocol, hold)
     page.click("#send")
     page.wait_for_function(_in_the_middle())
     page.reload()
+    hold.unlink()
     expect(page.locator("li")).to_have_text(["hello", WHOLE])
     expect(page.locator("#status")).to_have_text("idle")
 

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -38,17 +39,18 @@ def status(http: httpx.Client, thread: str, run: Any) -> str:
 # Results
 
 
-def test_a_run_is_accepted_and_shown(http: httpx.Client, thread: str) -> None:
+def test_a_run_is_accepted_and_shown(http: httpx.Client, thread: str, hold: Path) -> None:
     made = http.post(
         f"/threads/{thread}/runs",
-        json={"assistant_id": "slow", "input": {"seconds": 0.2}, "metadata": {"a": 1}, "config": {"tags": ["x"]}},
+        json={"assistant_id": "slow", "input": {"hold": str(hold)}, "metadata": {"a": 1}, "config": {"tags": ["x"]}},
     )
     run = made.json()
     assert made.headers["content-location"] == f"/threads/{thread}/runs/{run['run_id']}"
     assert run["status"] == "pending"
     assert (run["metadata"]["a"], run["metadata"]["graph_id"]) == (1, "slow")
-    assert run["kwargs"]["input"] == {"seconds": 0.2}
+    assert run["kwargs"]["input"] == {"hold": str(hold)}
     assert http.get(f"/threads/{thread}").json()["status"] == "busy"
+    hold.unlink()
     assert http.get(f"/threads/{thread}/runs/{run['run_id']}/join").json()["log"] == ["begin", "waited"]
     assert status(http, thread, run) == "success"
     [listed] = http.get(f"/threads/{thread}/runs").json()

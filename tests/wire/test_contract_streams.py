@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -107,12 +108,19 @@ def test_an_error_is_the_last_frame(http: httpx.Client, thread: str) -> None:
     assert http.get(f"/threads/{thread}/runs").json()[0]["status"] == "error"
 
 
-def test_silence_is_filled_with_heartbeats(http: httpx.Client, thread: str) -> None:
-    body = {"assistant_id": "slow", "input": {"seconds": 1.2}}
-    answer = http.post(f"/threads/{thread}/runs/stream", json=body)
-    assert "\n: heartbeat" in answer.text
-    waited = http.post(f"/threads/{thread}/runs/wait", json=body)
-    assert waited.text.startswith("\n")
+@pytest.mark.parametrize(("path", "heartbeat"), [("stream", "\n: heartbeat"), ("wait", "\n")])
+def test_silence_is_filled_with_heartbeats(
+    http: httpx.Client, thread: str, hold: Path, path: str, heartbeat: str
+) -> None:
+    body = {"assistant_id": "slow", "input": {"hold": str(hold)}}
+    with http.stream("POST", f"/threads/{thread}/runs/{path}", json=body) as answer:
+        chunks = answer.iter_text()
+        text = ""
+        while heartbeat not in text:
+            text += next(chunks)
+        assert "waited" not in text
+        hold.unlink()
+        assert "waited" in "".join(chunks)
 
 
 # Coming back
@@ -127,11 +135,16 @@ def test_a_resumable_stream_is_read_again_from_any_frame(http: httpx.Client, thr
         assert list(frames(again.text.splitlines())) == events[n:]
 
 
-def test_joining_filters_and_an_ended_run_closes(http: httpx.Client, thread: str) -> None:
-    body = {"assistant_id": "slow", "input": {"seconds": 0.5}, "stream_mode": ["values", "updates"]}
+def test_joining_filters_and_an_ended_run_closes(http: httpx.Client, thread: str, hold: Path) -> None:
+    body = {"assistant_id": "slow", "input": {"hold": str(hold)}, "stream_mode": ["values", "updates"]}
     run = http.post(f"/threads/{thread}/runs", json=body).json()["run_id"]
-    joined = http.get(f"/threads/{thread}/runs/{run}/stream?stream_mode=updates")
-    assert {frame.event for frame in frames(joined.text.splitlines())} == {"updates"}
+    lines: list[str] = []
+    with http.stream("GET", f"/threads/{thread}/runs/{run}/stream?stream_mode=updates") as joined:
+        for line in joined.iter_lines():
+            lines.append(line)
+            if line == ": heartbeat":  # it has been joined
+                hold.unlink(missing_ok=True)
+    assert {frame.event for frame in frames(lines)} == {"updates"}
     assert http.get(f"/threads/{thread}/runs/{run}/stream").status_code == 200
     assert http.get(f"/threads/{thread}/runs/{uuid4()}/stream").status_code == 404
 
@@ -312,3 +325,40 @@ def test_a_wrong_path_or_method_says_so(http: httpx.Client) -> None:
     unknown = http.get("/nothing/here")
     assert (unknown.status_code, unknown.json()) == (404, {"detail": "Not Found"})
     assert http.put("/threads").status_code == 405
+
+
+def test_a_debug_checkpoint_has_its_address_in_short(http: httpx.Client, thread: str) -> None:
+    events = stream(http, thread, "nested", input={"topic": "tea"}, stream_mode="debug", stream_subgraphs=True)
+    points = [frame.data["payload"] for frame in events[1:] if frame.data["type"] == "checkpoint"]
+    outer = [one for one in points if not one["checkpoint"]["checkpoint_ns"]]
+    inner = [one for one in points if one["checkpoint"]["checkpoint_ns"]]
+    ident = outer[0]["config"]["configurable"]["checkpoint_id"]
+    assert outer[0]["checkpoint"] == {"checkpoint_id": ident, "thread_id": thread, "checkpoint_ns": ""}
+    assert outer[0]["parent_checkpoint"] is None
+    assert outer[1]["parent_checkpoint"] == outer[0]["checkpoint"]
+    assert inner[0]["checkpoint"]["checkpoint_map"][""] == outer[1]["checkpoint"]["checkpoint_id"]
+    assert inner[1]["parent_checkpoint"] == inner[0]["checkpoint"]
+
+
+def test_the_end_of_a_superseded_run_names_its_graph(http: httpx.Client, thread: str) -> None:
+    path, body = f"/threads/{thread}/stream/events", {"channels": ["lifecycle"]}
+    command(http, thread, "run.start", assistant_id="slow", input={"seconds": WAIT_SECONDS})
+    follow(http, path, body, lambda frame: True)
+    command(http, thread, "run.start", assistant_id="line", input={"log": []}, multitask_strategy="interrupt")
+    told = follow(http, path, body, lambda frame: frame.data["params"]["data"]["event"] == "completed")
+    assert [frame.data["params"]["data"] for frame in told] == [
+        {"event": "running", "graph_name": "slow"},
+        {"event": "interrupted", "graph_name": "slow"},
+        {"event": "running", "graph_name": "line"},
+        {"event": "completed", "graph_name": "line"},
+    ]
+
+
+def test_the_stream_of_a_thread_begins_at_an_id_or_at_the_beginning(http: httpx.Client, thread: str) -> None:
+    shown = stream(http, thread, "line", input={"log": []}, stream_resumable=True)
+    for start, skipped in (("0", 0), ("0-0", 0), ("-", 0), (shown[1].id or "", 2)):
+        with http.stream("GET", f"/threads/{thread}/stream", headers={"Last-Event-ID": start}) as answer:
+            replayed = frames(answer.iter_lines())
+            assert [next(replayed).data for _ in shown[skipped:]] == [frame.data for frame in shown[skipped:]]
+    for start in ("-1", "now", "12"):
+        assert http.get(f"/threads/{thread}/stream", headers={"Last-Event-ID": start}).status_code == 422

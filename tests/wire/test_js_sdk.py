@@ -6,7 +6,7 @@ import subprocess
 
 from tests.wire.conftest import JS
 
-RUN_SECONDS = 120
+RUN_SECONDS = 300
 
 
 def test_the_javascript_sdk_works(node: str, wire: str) -> None:

@@ -160,7 +160,7 @@ def test_many_tools_come_in_pages(process: Process, url: str) -> None:
     ],
 )  # fmt: skip
 def test_what_is_wrong_gets_its_code(url: str, body: bytes, code: int, status: int) -> None:
-    answer = httpx.post(url, content=body)
+    answer = httpx.post(url, content=body, timeout=WAIT_SECONDS)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
     assert answer.json()["jsonrpc"] == "2.0"
     assert (status == 200) == ("detail" not in answer.json())
@@ -173,13 +173,13 @@ def test_a_body_that_is_too_large_is_a_413(url: str) -> None:
 
 def test_notifications_responses_and_other_methods(url: str) -> None:
     for body in ({"method": "notifications/initialized"}, {"id": 3, "result": {}}):
-        answer = httpx.post(url, json={"jsonrpc": "2.0", **body})
+        answer = httpx.post(url, json={"jsonrpc": "2.0", **body}, timeout=WAIT_SECONDS)
         assert (answer.status_code, answer.content) == (202, b"")
-    for method in ("GET", "DELETE"):
-        answer = httpx.request(method, url, headers={"accept": "text/event-stream"})
-        assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
-    assert httpx.post(f"{url}/", json={}).status_code == 307
-    assert httpx.post(url, json={}, headers={"accept": "text/html"}).status_code == 406
+    for method, status in (("GET", 405), ("DELETE", 404)):
+        answer = httpx.request(method, url, headers={"accept": "text/event-stream"}, timeout=WAIT_SECONDS)
+        assert answer.status_code == status
+    assert httpx.post(f"{url}/", json={}, timeout=WAIT_SECONDS).status_code == 307
+    assert httpx.post(url, json={}, headers={"accept": "text/html"}, timeout=WAIT_SECONDS).status_code == 406
 
 
 def test_an_older_client_gets_its_revision_and_an_unknown_one_ours(url: str) -> None:
@@ -241,7 +241,7 @@ def test_killing_the_worker_in_a_call_leaves_it_to_another_one(
         httpx.stream("POST", f"{api.url}/mcp", json=body, timeout=WAIT_SECONDS) as answer,
     ):
         chunks = answer.iter_raw()
-        while not effects.exists():
+        while not Path(f"{effects}.held").exists():
             assert next(chunks) == b"\n"
         worker.kill()
         Path(f"{effects}.go").touch()
@@ -249,3 +249,35 @@ def test_killing_the_worker_in_a_call_leaves_it_to_another_one(
             result = json.loads(b"".join(chunks))["result"]
     assert result["structuredContent"]["answer"] == "did None"
     assert effects.read_text().splitlines() == ["before", "after"]
+
+
+def test_the_oldest_assistant_of_a_name_is_the_tool_of_that_name(process: Process, url: str) -> None:
+    name = f"house.keeper-{uuid.uuid4().hex[:6]}"
+    first, second = (
+        post(f"{process.url}/assistants", {"graph_id": graph, "name": name}).json()["assistant_id"]
+        for graph in ("works", "fails")
+    )
+    own = f"{name}_{uuid.UUID(second).hex}"
+
+    def call(tool: str) -> Any:
+        return rpc(url, "tools/call", {"name": tool, "arguments": {"prompt": "x"}})
+
+    def delete(assistant: str) -> None:
+        httpx.delete(f"{process.url}/assistants/{assistant}", timeout=WAIT_SECONDS).raise_for_status()
+
+    assert [call(tool)["result"]["isError"] for tool in (name, own)] == [False, True]
+    delete(first)
+    assert call(name)["result"]["isError"]
+    delete(second)
+    assert call(name)["error"]["code"] == -32602
+
+
+def test_a_tool_has_the_name_of_its_assistant_if_no_other_tool_has_it(process: Process, url: str) -> None:
+    name = f"house.keeper-{uuid.uuid4().hex[:6]}"
+    made = [post(f"{process.url}/assistants", {"graph_id": "works", "name": name}).json() for _ in range(2)]
+    names: list[str] = []
+    page: dict[str, Any] = {"nextCursor": "0"}
+    while "nextCursor" in page:
+        page = rpc(url, "tools/list", {"cursor": page["nextCursor"]})["result"]
+        names += [tool["name"] for tool in page["tools"] if tool["title"] == name]
+    assert names == [name, f"{name}_{uuid.UUID(made[1]['assistant_id']).hex}"]

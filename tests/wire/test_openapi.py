@@ -108,7 +108,7 @@ def test_what_is_generated_from_the_description_is_answered_as_described(
         print(f" {sent} requests", end="")
     assert not wrong, "\n\n".join(wrong)
     assert sent >= (3000 if CASES >= 30 else 300)
-    assert httpx.get(f"{alone}/ok?check_db=true").status_code == 200
+    assert httpx.get(f"{alone}/ok?check_db=true", timeout=WAIT_SECONDS).status_code == 200
 
 
 def test_no_body_and_no_path_is_too_strange(alone: str, known: dict[str, list[str]]) -> None:

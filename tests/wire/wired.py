@@ -18,9 +18,16 @@ from langgraph.types import Command, Send, interrupt
 from typing_extensions import TypedDict
 
 
+async def held(file: str | None) -> None:
+    """As long as this file is there."""
+    while file and Path(file).exists():  # noqa: ASYNC110 - another process takes it away
+        await asyncio.sleep(0.02)
+
+
 class Line(TypedDict, total=False):
     log: Annotated[list[str], add]
     seconds: float
+    hold: str
     topic: str
     answer: Any
 
@@ -41,10 +48,14 @@ def sequence(*names: str) -> Any:
 line = sequence("a", "b", "c")
 
 
-# A model that streams its answer word by word.
+# A model that streams its answer word by word, and may be held after some of them.
+HELD_AFTER = 10
+
+
 class Talker(BaseChatModel):
     words: int
     pause: float
+    hold: str | None
 
     @property
     def _llm_type(self) -> str:
@@ -61,8 +72,9 @@ class Talker(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        for word in self._answer(messages):
+        for number, word in enumerate(self._answer(messages)):
             await asyncio.sleep(self.pause)
+            await held(self.hold if number == HELD_AFTER else None)
             chunk = ChatGenerationChunk(message=AIMessageChunk(word))
             if run_manager:
                 await run_manager.on_llm_new_token(word, chunk=chunk)
@@ -75,14 +87,19 @@ class Talker(BaseChatModel):
 class Chat(MessagesState, total=False):
     words: int
     pause: float
+    hold: str | None
 
 
 async def talk(state: Chat) -> Any:
-    talker = Talker(words=state.get("words", 3), pause=state.get("pause", 0))
+    talker = Talker(words=state.get("words", 3), pause=state.get("pause", 0), hold=state.get("hold"))
     return {"messages": [await talker.ainvoke(state["messages"])]}
 
 
 chat = StateGraph(Chat).add_node("talk", talk).add_edge(START, "talk").compile()
+
+# Two models that speak at the same time.
+both = StateGraph(Chat).add_node("high", talk).add_node("low", talk)
+duet = both.add_edge(START, "high").add_edge(START, "low").compile()
 
 
 # A person decides about a tool call, as chat front ends show it.
@@ -123,6 +140,15 @@ asks = (
     .add_edge("ask", "after")
     .compile()
 )
+
+
+async def ask_thrice(state: Line) -> Line:
+    answers = [interrupt(1)]
+    await asyncio.sleep(state.get("seconds", 0))
+    return {"answer": [*answers, interrupt(2), interrupt(3)]}
+
+
+thrice = StateGraph(Line).add_node("ask", ask_thrice).add_edge(START, "ask").compile()
 
 
 def left(state: Line) -> Line:
@@ -178,6 +204,7 @@ nested = (
 
 async def wait(state: Line) -> Line:
     await asyncio.sleep(state.get("seconds", 0))
+    await held(state.get("hold"))
     return {"log": ["waited"]}
 
 

@@ -30,20 +30,24 @@ def no_content() -> Response:
 
 
 def page(rows: list[dict[str, Any]], total: int, *, offset: int, select: Iterable[str] | None = None) -> Json:
-    """One page of a search: a bare array, and the paging headers (WIRE: Search paging).
+    """One page of a search: a bare array, and the paging headers."""
+    return Json([pick(row, select) for row in rows], headers=paging(len(rows), total, offset=offset))
 
-    `total` counts all rows that match. `X-Pagination-Next` is there only if a further row exists.
+
+def paging(count: int, total: int, *, offset: int) -> dict[str, str]:
+    """The paging headers (WIRE: Search paging) of `count` rows; `total` counts all that match.
+
+    `X-Pagination-Next` is there only if a further row exists.
     """
     headers = {"X-Pagination-Total": str(total)}
-    if offset + len(rows) < total and rows:
-        headers["X-Pagination-Next"] = str(offset + len(rows))
-    return Json(pick(rows, select), headers=headers)
+    if offset + count < total and count:
+        headers["X-Pagination-Next"] = str(offset + count)
+    return headers
 
 
-def pick(rows: list[dict[str, Any]], select: Iterable[str] | None) -> list[dict[str, Any]]:
+def pick(row: dict[str, Any], select: Iterable[str] | None) -> dict[str, Any]:
     """Only the fields that were asked for; all of them if none was named."""
-    names = list(select or ())
-    return [{name: row.get(name) for name in names} for row in rows] if names else rows
+    return {name: row.get(name) for name in select} if select else row
 
 
 def location(thread_id: UUID | str, run_id: UUID | str, reconnect: str | None = None) -> dict[str, str]:

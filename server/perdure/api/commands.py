@@ -241,7 +241,7 @@ async def list_checkpoints(gate: Gate, thread_id: UUID, params: dict[str, Any]) 
     """The thread's checkpoints, newest first."""
     body = checked(ListCheckpoints, params)
     place = {"checkpoint_ns": "|".join(body.namespace)}
-    found = await state.history(gate.engine, thread_id, limit=body.limit, before=body.before, checkpoint=place)
+    past = state.history(gate.engine, thread_id, limit=body.limit, before=body.before, checkpoint=place)
     summaries = [
         {
             "id": one["checkpoint_id"],
@@ -249,7 +249,7 @@ async def list_checkpoints(gate: Gate, thread_id: UUID, params: dict[str, Any]) 
             "step": one["metadata"].get("step"),
             "metadata": one["metadata"],
         }
-        for one in found
+        async for one in past
     ]
     return {"checkpoints": summaries}, None
 

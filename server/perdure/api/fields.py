@@ -67,7 +67,9 @@ def _goto(value: Any) -> Any:
 
 def _update(value: Any) -> Any:
     """Changes of the state; empty ones are none (LangGraph fails with an UnboundLocalError for a command of those)."""
-    return None if value in ({}, []) else value
+    if not isinstance(value, dict | list):
+        raise wrong("command.update: must be an object or a list of [channel, value] pairs")
+    return cast(Any, value or None)
 
 
 def _before(value: Any) -> Any:

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from typing import Any, cast
 from uuid import UUID
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
 
 from perdure.api import records
 from perdure.api.answers import Json
@@ -24,7 +24,7 @@ from perdure.api.assistants import named
 from perdure.api.body import JsonRoute
 from perdure.api.context import EngineDep, IdempotencyKey
 from perdure.api.cors import origin_allowed
-from perdure.api.gate import Gate, GateDep
+from perdure.api.gate import Gate, GateDep, gate
 from perdure.api.jsonrpc import (
     INVALID_PARAMS,
     INVALID_REQUEST,
@@ -87,6 +87,12 @@ async def model_context_protocol(request: Request, engine: EngineDep, gate: Gate
     except (RpcError, EngineError) as exc:
         return refusal(request, exc)
     return Json(result_of(asked.id, answer))
+
+
+@router.delete("/mcp", include_in_schema=False, dependencies=[Depends(gate)])
+async def end_session() -> Response:
+    """Clients that were given a session end it so; nobody is given one."""
+    raise HTTPException(404, "There are no sessions to end")
 
 
 def _check_headers(request: Request, engine: Engine) -> None:
@@ -170,27 +176,39 @@ async def _list(gate: Gate, params: dict[str, Any]) -> dict[str, Any]:
     page: dict[str, Any] = {"limit": PAGE, "offset": offset}
     within = await gate.allow("assistants", "search", {"metadata": {}, **page})
     rows, total = await assistants.search(engine, sort_by="created_at", sort_order="asc", within=within, **page)
-    tools = [await _tool(engine, row) for row in rows if row["graph_id"] in engine.registry.graphs]
+    names = [row["name"] for row in rows if may_be_plain(engine, row["name"])]
+    oldest = await assistants.oldest(engine, names, within=within)
+    tools = [await _tool(engine, row, oldest) for row in rows if row["graph_id"] in engine.registry.graphs]
     more = rows and offset + len(rows) < total
     return {"tools": tools, **({"nextCursor": str(offset + len(rows))} if more else {})}
 
 
-async def _tool(engine: Engine, assistant: dict[str, Any]) -> dict[str, Any]:
+async def _tool(engine: Engine, assistant: dict[str, Any], oldest: dict[str, UUID]) -> dict[str, Any]:
     described = assistant["description"] or engine.registry.graphs[assistant["graph_id"]].description
     schema = (await engine.registry.schemas(assistant["graph_id"]))["input_schema"]
     return {
-        "name": tool_name(engine, assistant),
+        "name": tool_name(engine, assistant, oldest),
         "title": assistant["name"],
         "description": described or f"The agent {assistant['name']}",
         "inputSchema": plain(schema),
     }
 
 
-def tool_name(engine: Engine, assistant: dict[str, Any]) -> str:
-    """The graph's name for its default assistant; others have their id in it, because names are not unique."""
+def may_be_plain(engine: Engine, name: str) -> bool:
+    """Whether a tool can have an assistant's name as it is: it means nothing else."""
+    return bool(OWN_NAME.fullmatch(name)) and name not in engine.registry.graphs and not OTHERS.fullmatch(name)
+
+
+def tool_name(engine: Engine, assistant: dict[str, Any], oldest: dict[str, UUID]) -> str:
+    """The graph's name for its default assistant; for another one its name, or name and id: names are not unique.
+
+    `oldest`: by plain name the assistant that has it as its tool's.
+    """
     default = assistant["assistant_id"] == engine.registry.default_assistant_id(assistant["graph_id"])
     if default and OWN_NAME.fullmatch(assistant["graph_id"]):
         return assistant["graph_id"]
+    if oldest.get(assistant["name"]) == assistant["assistant_id"]:
+        return assistant["name"]
     clean = re.sub(r"[^A-Za-z0-9_.-]+", "-", assistant["name"])[:NAME_CHARS]
     return f"{clean}_{assistant['assistant_id'].hex}"
 
@@ -217,8 +235,7 @@ async def _call_tool(gate: Gate, asked: Call, key: str | None, stateless: bool) 
     if not isinstance(name, str) or not isinstance(arguments, dict | None):
         raise RpcError(INVALID_PARAMS, "name must be a text, arguments an object", status=400 if stateless else 200)
     engine = gate.engine
-    other = OTHERS.fullmatch(name)
-    agent = name if not other or name in engine.registry.graphs else str(UUID(other[1]))
+    agent = await _agent(gate, name)
     try:
         await gate.assistant("read", (await named(engine, agent))["assistant_id"])
     except (GraphNotFound, AssistantNotFound) as exc:
@@ -242,6 +259,17 @@ async def _call_tool(gate: Gate, asked: Call, key: str | None, stateless: bool) 
 
     headers = {"Content-Location": f"/threads/{run['thread_id']}/runs/{run['run_id']}"}
     return Live(chunks(), media_type="application/json", headers=headers)
+
+
+async def _agent(gate: Gate, tool: str) -> str:
+    """The id or the graph's name of a tool's assistant, see `tool_name`; an unknown name stays as it is."""
+    engine = gate.engine
+    if may_be_plain(engine, tool):
+        within = await gate.allow("assistants", "search", {"metadata": {}, "name": tool})
+        found = (await assistants.oldest(engine, [tool], within=within)).get(tool)
+        return str(found) if found else tool
+    other = OTHERS.fullmatch(tool)
+    return tool if not other or tool in engine.registry.graphs else str(UUID(other[1]))
 
 
 async def _outcome(engine: Engine, run: dict[str, Any]) -> dict[str, Any]:

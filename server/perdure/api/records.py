@@ -97,6 +97,18 @@ class ThreadWithoutPast(Thread):
     detail: str
 
 
+class Storage(BaseModel):
+    """Bytes, apart from the id."""
+
+    thread_id: UUID
+    checkpoints: int
+    blobs: int
+    writes: int
+    events: int
+    steps: int
+    total: int
+
+
 class Pruned(BaseModel):
     pruned_count: int
 

@@ -230,7 +230,7 @@ async def list_runs(
 ) -> Response:
     """The runs of a thread, newest first; a `status` that does not exist matches nothing."""
     rows = await finding.list_runs(engine, thread_id, status=status, limit=limit, offset=offset)
-    return Json(pick(rows, select))
+    return Json([pick(row, select) for row in rows])
 
 
 @router.get("/threads/{thread_id}/runs/{run_id}", response_model=records.Run)

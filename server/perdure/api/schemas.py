@@ -339,7 +339,7 @@ class ItemDelete(Body):
 
 class ItemPut(ItemDelete):
     value: JsonObject
-    index: list[str] | bool | None = None
+    index: list[str] | Literal[False] | None = None
     ttl: Annotated[float, Field(ge=0, le=MAX_DELAY_SECONDS / 60), AfterValidator(_milliminutes)] | None = None
 
 

@@ -49,19 +49,19 @@ def frame(event: str, data: bytes, ident: str | None = None) -> bytes:
     return b"event: " + event.encode() + b"\r\ndata: " + data + tail.encode()
 
 
-def position(last_event_id: str | None) -> int | None:
+def position(last_event_id: str | None, *, of_thread: bool = False) -> int | None:
     """The seq after which a reader goes on; None if it names none, 0 for the very beginning.
 
-    Raises HTTPException 422 for anything but `<ms>-<seq>`, `-1`, `-`, `0` and `0-0`.
+    Raises HTTPException 422 for anything but `<ms>-<seq>`, `-`, `0`, `0-0` and, for the stream of a run, `-1`.
     """
     text = (last_event_id or "").strip()
     if not text:
         return None
-    if text in FROM_START:
+    if text in FROM_START and not (of_thread and text == "-1"):
         return 0
     if match := EVENT_ID.fullmatch(text):
         return int(match[1])
-    raise HTTPException(422, "Last-Event-ID: must be <milliseconds>-<number> as sent by this server, or -1")
+    raise HTTPException(422, "Last-Event-ID: must be <milliseconds>-<number> as sent by this server, or 0")
 
 
 class Live(StreamingResponse):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Annotated, Any, Literal, cast
 from uuid import UUID
@@ -12,42 +13,37 @@ from fastapi import APIRouter, Header, HTTPException, Query, Response
 from pydantic import BeforeValidator
 
 from perdure.api import records, schemas
-from perdure.api.answers import Json, no_content, page
+from perdure.api.answers import Json, no_content, paging, pick
+from perdure.api.arrays import array
 from perdure.api.body import JsonRoute
 from perdure.api.context import EngineDep, LastEventId
 from perdure.api.fields import ThreadId, one_or_list
 from perdure.api.gate import DeleteThread, GateDep, ReadThread, UpdateThread
 from perdure.api.schemas import CheckpointRef
 from perdure.api.sse import event_stream, position, thread_frames
-from perdure.engine import editing, events, prune, state, threads
+from perdure.engine import editing, events, prune, state, threads, valuesearch
 from perdure.engine.access import kept
 from perdure.engine.core import Engine
 from perdure.engine.errors import GraphNotFound, ThreadNotFound
 from perdure.engine.jsonable import jsonable
 from perdure.engine.ttl import Ttl
+from perdure.engine.views import storage
 
 router = APIRouter(prefix="/threads", route_class=JsonRoute, tags=["threads"])
 
 INDEX = re.compile(r"-?[0-9]{1,9}")
 NO_GRAPH = "The thread was created without its supersteps: they need metadata.graph_id"
-STATES_AT_ONCE = 8  # of a page of threads; each read takes a connection
 
 StreamModes = Annotated[list[Literal["run_modes", "lifecycle", "state_update"]], BeforeValidator(one_or_list), Query()]
 
 
-async def with_values(engine: Engine, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Thread records with the `values` of their last state."""
-    gate = asyncio.Semaphore(STATES_AT_ONCE)
-
-    async def complete(thread: dict[str, Any]) -> dict[str, Any]:
-        async with gate:
-            return {**thread, "values": await state.values(engine, thread)}
-
-    return list(await asyncio.gather(*map(complete, rows)))
+async def _with_values(engine: Engine, thread: dict[str, Any]) -> dict[str, Any]:
+    """A thread record with the `values` of its last state."""
+    return {**thread, "values": await state.values(engine, thread)}
 
 
 async def answer(engine: Engine, thread: dict[str, Any], *, ttl: bool = False) -> Response:
-    [full] = await with_values(engine, [thread])
+    full = await _with_values(engine, thread)
     if not ttl:
         full.pop("ttl", None)
     return Json(full)
@@ -94,7 +90,7 @@ async def search_threads(body: schemas.ThreadSearch, engine: EngineDep, gate: Ga
         if path.split(".")[0] not in ("values", "metadata"):
             raise HTTPException(422, f"extract.{alias}: must begin with values or metadata")
     metadata, within = await gate.search("threads", body)
-    rows, total = await threads.search(
+    rows, total = await valuesearch.search(
         engine,
         within=within,
         ids=body.ids,
@@ -106,13 +102,22 @@ async def search_threads(body: schemas.ThreadSearch, engine: EngineDep, gate: Ga
         sort_by=body.sort_by,
         sort_order=body.sort_order,
     )
+    return await array(_found(engine, body, rows), headers=paging(len(rows), total, offset=body.offset))
+
+
+async def _found(engine: Engine, body: schemas.ThreadSearch, rows: list[dict[str, Any]]) -> AsyncGenerator[Any]:
+    """Each thread with the fields that were asked for; the states of some are read at a time."""
     from_state = any(path.split(".")[0] == "values" for path in body.extract.values())
-    if not body.select or "values" in body.select or from_state:
-        rows = await with_values(engine, rows)
-    if body.extract:
-        rows = [{**row, "extracted": {a: _dig(row, path) for a, path in body.extract.items()}} for row in rows]
+    complete = not body.select or "values" in body.select or from_state
     select = [*body.select, *(["extracted"] if body.extract else [])] if body.select else None
-    return page(rows, total, offset=body.offset, select=select)
+    for start in range(0, len(rows), state.STATES_AT_ONCE):
+        some = rows[start : start + state.STATES_AT_ONCE]
+        if complete:
+            some = await asyncio.gather(*(_with_values(engine, row) for row in some))
+        for one in some:
+            if body.extract:
+                one["extracted"] = {alias: _dig(one, path) for alias, path in body.extract.items()}
+            yield pick(one, select)
 
 
 def _dig(row: dict[str, Any], path: str) -> Any:
@@ -134,7 +139,9 @@ def _dig(row: dict[str, Any], path: str) -> Any:
 async def count_threads(body: schemas.ThreadCount, engine: EngineDep, gate: GateDep) -> Response:
     """How many threads match."""
     metadata, within = await gate.search("threads", body)
-    found = await threads.count(engine, metadata=metadata, values=body.values, status=body.status, within=within)
+    _, found = await valuesearch.search(
+        engine, metadata=metadata, values=body.values, status=body.status, limit=0, within=within
+    )
     return Json(found)
 
 
@@ -189,6 +196,12 @@ async def copy_thread(thread_id: ReadThread, engine: EngineDep, gate: GateDep) -
     """A new thread with the same metadata and all checkpoints."""
     owns, _ = await gate.owned("threads", "create", {"thread_id": None})
     return await answer(engine, await threads.copy(engine, thread_id, metadata=owns))
+
+
+@router.get("/{thread_id}/storage", response_model=records.Storage)
+async def get_storage(thread_id: ReadThread, engine: EngineDep) -> Response:
+    """How many bytes a thread takes up in the database."""
+    return Json(await storage.storage(engine, thread_id))
 
 
 async def _read(engine: Engine, thread_id: UUID, at: CheckpointRef, subgraphs: bool) -> Response:
@@ -250,14 +263,13 @@ async def get_history(
     before: str | None = None,
 ) -> Response:
     """States of a thread, newest first."""
-    rows = await state.history(engine, thread_id, limit=limit, before=before or None, metadata=None, checkpoint=None)
-    return Json(rows)
+    return await array(state.history(engine, thread_id, limit=limit, before=before or None))
 
 
 @router.post("/{thread_id}/history", response_model=list[records.ThreadState])
 async def post_history(thread_id: ReadThread, body: schemas.History, engine: EngineDep) -> Response:
     """States of a thread or of one of its subgraphs, newest first."""
-    rows = await state.history(
+    rows = state.history(
         engine,
         thread_id,
         limit=body.limit,
@@ -265,7 +277,7 @@ async def post_history(thread_id: ReadThread, body: schemas.History, engine: Eng
         metadata=body.metadata or None,
         checkpoint=(body.checkpoint.given() or None) if body.checkpoint else None,
     )
-    return Json(rows)
+    return await array(rows)
 
 
 @router.get("/{thread_id}/stream", responses=records.EVENT_STREAM)
@@ -277,7 +289,7 @@ async def stream_thread(
     stream_mode: StreamModes = [],  # noqa: B006
 ) -> Response:
     """Events of all runs of a thread, from now on or after `Last-Event-ID`; ends only with the thread."""
-    after = position(last_event_id)
+    after = position(last_event_id, of_thread=True)
     await threads.get(engine, thread_id)
     modes = {*stream_modes, *stream_mode} or {"run_modes"}
     return event_stream(thread_frames(events.follow_thread(engine, thread_id, after=after), modes=modes))

@@ -24,7 +24,7 @@ async def checkpoints(engine: Engine, thread_id: UUID, before: str | None) -> di
 
     `newest` is the state at the first one, if that is the thread's newest.
     """
-    found = await state.history(engine, thread_id, limit=PAGE + 1, before=before)
+    found = [one async for one in state.history(engine, thread_id, limit=PAGE + 1, before=before)]
     outline = await branches.outline(engine, thread_id)
     head = outline[0][0] if outline else None
     children: dict[str, int] = {}

@@ -36,7 +36,7 @@ async def follow_changes(
 ) -> Response:
     """`changed`, without saying what, for each burst of events: of one thread, or of any.
 
-    `since`: when the page was made (Unix time). What has happened between that and this connection is told at once.
+    `since`: before what the page shows was read (Unix time). What has happened from then on is told at once.
     `pace`: seconds that lie between two of them at least.
     """
     if thread is not None:

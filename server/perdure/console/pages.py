@@ -39,6 +39,8 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Vary": "HX-Request",
 }
+BEGAN = "perdure.began"
+"""In the scope of a request: Unix time before anything was read for it."""
 NOTICE = "perdure_notice"
 MAX_NOTICE = 300
 MAX_FIELDS = 1000
@@ -82,7 +84,7 @@ def page(
         "fragment": is_fragment(request),
         "title": title,
         "live": live,
-        "rendered_at": time.time(),
+        "since": request.scope.get(BEGAN, time.time()),
         "pace": pace,
         "root": root,
         "path": request.scope["path"].removeprefix(root),
@@ -167,6 +169,7 @@ class PageRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def answer(request: Request) -> Response:
+            request.scope[BEGAN] = time.time()
             try:
                 return await handle(request)
             except EngineError as exc:

@@ -298,6 +298,22 @@ async def count(
 COUNT: LiteralString = "SELECT count(*) AS n" + MATCHING
 
 
+OLDEST = """
+SELECT DISTINCT ON (name) name, assistant_id FROM assistants
+ WHERE name = ANY(%(names)s)
+   AND (%(within)s::jsonb IS NULL OR metadata @> %(within)s OR assistant_id = ANY(%(defaults)s))
+ ORDER BY name, created_at, assistant_id
+"""
+
+
+async def oldest(engine: Engine, names: list[str], *, within: Within = None) -> dict[str, UUID]:
+    """By name: of the assistants of exactly that name the one that was made first. Names must not contain NUL."""
+    params = {"names": names, "within": access.parameter(within), "defaults": defaults(engine)}
+    async with engine.pool.connection() as conn:
+        rows = await (await conn.execute(OLDEST, params)).fetchall()
+    return {row["name"]: row["assistant_id"] for row in rows}
+
+
 async def _count(conn: Conn, params: dict[str, Any]) -> int:
     row = await (await conn.execute(COUNT, params)).fetchone()
     return row["n"] if row else 0

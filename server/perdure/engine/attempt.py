@@ -22,7 +22,7 @@ from langgraph.pregel import Pregel
 from langgraph.store.base import BaseStore
 from psycopg_pool import PoolTimeout
 
-from perdure.engine import beginning, chunks, interrupts, meters, queue, stop, timelimits, tracing
+from perdure.engine import beginning, chunks, interrupts, meters, prune, queue, stop, timelimits, tracing
 from perdure.engine.channels import Channels, asked_frames
 from perdure.engine.errors import IdleTimeout, LeaseLost
 from perdure.engine.events import STATE, Frame
@@ -66,7 +66,10 @@ class Attempt:
         self._idle = False
         self._task: asyncio.Task[None] | None = None
         self._pulse = Pulse(shop.group)
-        self._saver = FencedSaver(shop.engine.pool, self._pulse, run.thread_id, run.fence, stores_answers=False)
+        stores_answers = beginning.given_by_langgraph(run.kwargs)
+        self._saver = FencedSaver(
+            shop.engine.pool, self._pulse, run.thread_id, run.fence, stores_answers=stores_answers
+        )
         self._trace = tracing.begin(run, worker)
         self._settled: str | None = None  # how it has ended, once that is committed
         self._error: dict[str, Any] | None = None
@@ -198,7 +201,7 @@ class Attempt:
         """Execute the graph and pass on its frames; True when it stopped before its end without asking."""
         kwargs = self.run.kwargs
         frames = Channels() if kwargs.get("protocol") else Frames(chunks.modes_of(self.run))
-        in_step = not chunks.tells_events(self.run)
+        in_step = not chunks.tells_events(self.run) and not chunks.keeps_last_only(self.run)
         shown: str | None = None
         try:
             async for namespace, mode, data in chunks.stream(graph, self.run, config):
@@ -261,6 +264,8 @@ class Attempt:
                     interrupts=asked,
                 )
                 await queue.end_run(conn, run.thread_id, run.run_id, "success", None)
+                if chunks.keeps_last_only(run):
+                    await prune.keep_last_of(conn, run.thread_id, run.run_id)
                 opened[:] = await interrupts.record(conn, run, questions)
                 published = await queue.events.append(conn, run.thread_id, run.run_id, [*left, *frames])
                 await queue.promote(conn, run.thread_id)
@@ -363,6 +368,8 @@ class Attempt:
                     interrupts={},
                 )
                 await queue.end_run(conn, run.thread_id, run.run_id, "error", error)
+                if chunks.keeps_last_only(run):
+                    await prune.keep_last_of(conn, run.thread_id, run.run_id)
                 if run.cancelling:
                     await stop.give_up_sagas(conn, run.thread_id)
                 published = await queue.events.append(conn, run.thread_id, run.run_id, frames)

@@ -6,6 +6,8 @@ What a crash has left behind decides: the input again, a command, or nothing.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.runnables import RunnableConfig
@@ -13,11 +15,13 @@ from langgraph.pregel import Pregel
 from langgraph.types import Command, Send
 
 from perdure.engine.access import USER_KEYS, Actor
+from perdure.engine.newrun import start_of
 from perdure.engine.queue import Claimed
 
 if TYPE_CHECKING:
     from perdure.engine.journal import Journal
 
+LANGGRAPH_VERSION = version("langgraph")
 JOURNAL = "__perdure_journal"  # where graph code finds the step journal in its config
 
 
@@ -38,6 +42,7 @@ def config_of(run: Claimed, journal: Journal) -> RunnableConfig:
     actor = Actor.of(run.actor)
     user = {"user_id": actor.identity, **actor.configurable()} if actor else {}
     metadata: dict[str, Any] = {
+        "langgraph_version": LANGGRAPH_VERSION,
         **(given.get("metadata") or {}),
         **run.metadata,
         **own,
@@ -49,12 +54,17 @@ def config_of(run: Claimed, journal: Journal) -> RunnableConfig:
         "metadata": metadata,
         "configurable": {"user_id": "", **clean, **user, **own, JOURNAL: journal},
     }
-    checkpoint: dict[str, Any] = run.kwargs.get("checkpoint") or {}
-    target = run.kwargs.get("checkpoint_id") or checkpoint.get("checkpoint_id") or configurable.get("checkpoint_id")
-    # LangGraph forks each time it is given a checkpoint: only as long as the head is not this run's
-    if target and run.head_run_id != str(run.run_id):
-        config["configurable"]["checkpoint_id"] = target
+    # LangGraph forks each time it is given a checkpoint: only as long as the head is not this run's, and never
+    # for an answer, which stands in the head that it was sent with
+    if run.kwargs.get("answered") is None and run.head_run_id != str(run.run_id):
+        config["configurable"] |= start_of(run.kwargs).configurable
     return cast(RunnableConfig, config)
+
+
+def given_by_langgraph(kwargs: Mapping[str, Any]) -> bool:
+    """Whether a run's answer is in its command only, for LangGraph to give, and not in a checkpoint (`resuming`)."""
+    command: dict[str, Any] = kwargs.get("command") or {}
+    return command.get("resume") is not None and kwargs.get("answered") is None
 
 
 def delivery(run: Claimed) -> Any:
@@ -70,7 +80,7 @@ def delivery(run: Claimed) -> Any:
     if command is None:
         return kwargs.get("input")
     wanted = {key: command[key] for key in ("update", "goto") if command.get(key) is not None}
-    if kwargs.get("answered") is None and command.get("resume") is not None:
+    if given_by_langgraph(kwargs):
         wanted["resume"] = command["resume"]
     elif not wanted:  # LangGraph cannot take a command of nothing
         return kwargs.get("input") if kwargs.get("answered") is None else None

@@ -4,8 +4,9 @@
 
 LangGraph can make models speak in such events themselves, but then the messages in the state take
 another form too, and how somebody watches a run would change what the graph computes. Types:
-`langchain-protocol` 0.0.20, `MessagesData`; every event also carries the message's `id`, because
-messages of one namespace may interleave.
+`langchain-protocol` 0.0.20, `MessagesData`; every event also carries the message's `id` and the `run_id`
+of the model's call, because messages of one namespace may interleave: Python clients tell them apart by
+the one, JavaScript clients by the other.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Blocks:
                 yield from self._finish(ident)
             else:
                 del self._open[ident]
-                yield {"event": "error", "id": ident, "message": error}
+                yield {"event": "error", **_names(ident), "message": error}
 
     def _finish(self, ident: str) -> Iterator[dict[str, Any]]:
         self._done.add(ident)
@@ -80,7 +81,7 @@ class _Message:
 
     def start(self, metadata: dict[str, Any]) -> dict[str, Any]:
         told = {name: metadata[key] for key, name in METADATA.items() if metadata.get(key) is not None}
-        return {"event": "message-start", "role": "ai", "id": self.ident, **({"metadata": told} if told else {})}
+        return {"event": "message-start", "role": "ai", **_names(self.ident), **({"metadata": told} if told else {})}
 
     def add(self, message: AIMessage) -> Iterator[dict[str, Any]]:
         for position, given in enumerate(message.content_blocks):
@@ -108,7 +109,12 @@ class _Message:
         yield self._event("message-finish", **{name: value for name, value in more.items() if value})
 
     def _event(self, event: str, **fields: Any) -> dict[str, Any]:
-        return {"event": event, "id": self.ident, **fields}
+        return {"event": event, **_names(self.ident), **fields}
+
+
+def _names(ident: str) -> dict[str, str]:
+    """LangChain makes a message's id of the call's; one that the model's provider gave serves as both."""
+    return {"id": ident, "run_id": ident.removeprefix("lc_run--")}
 
 
 def _empty(block: Block) -> Block:

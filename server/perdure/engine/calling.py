@@ -109,7 +109,7 @@ class Caller:
         # The author has named the server, so one in a private network is meant; link-local ones never are.
         self._client = httpx.AsyncClient(
             transport=GuardedTransport(private=True),
-            timeout=httpx.Timeout(engine.settings.webhook_timeout_seconds, connect=CONNECT_SECONDS),
+            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),  # `speak` ends the whole try in time
             follow_redirects=False,
             trust_env=False,
             headers={"user-agent": f"perdure/{__version__}"},

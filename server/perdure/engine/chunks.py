@@ -28,6 +28,11 @@ def tells_events(run: Claimed) -> bool:
     return EVENTS in modes_of(run) and not run.kwargs.get("protocol")
 
 
+def keeps_last_only(run: Claimed) -> bool:
+    """Whether the run was asked to leave its last checkpoint only. Until its end it needs them all."""
+    return run.kwargs.get("durability") == "exit"
+
+
 async def stream(graph: Pregel[Any, Any, Any, Any], run: Claimed, config: RunnableConfig) -> AsyncIterator[Chunk]:
     """Execute the graph as far as it goes. Raises what the graph raises.
 

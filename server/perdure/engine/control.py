@@ -50,10 +50,9 @@ async def pause(engine: Engine, thread_id: UUID, run_id: UUID) -> dict[str, Any]
             raise _forbidden(run, "paused")
         await conn.execute(TAKE_AWAY, {"thread_id": thread_id, "run_id": run_id})
         await conn.execute(threads.CANCEL_NOTICE, {"run_id": str(run_id)})
-        frames = [
-            events.Frame.of("error", error),
-            events.Frame.of("lifecycle", {"event": "paused", "error": error["message"], "final": True}),
-        ]
+        graph = run["metadata"]["graph_id"]
+        last = {"event": "paused", "graph_name": graph, "error": error["message"], "final": True}
+        frames = [events.Frame.of("error", error), events.Frame.of("lifecycle", last)]
         published = await events.append(conn, thread_id, run_id, frames)
         run = await runs.get_in(conn, thread_id, run_id)
     engine.hub.publish(thread_id, published)

@@ -46,6 +46,17 @@ CREATE TABLE IF NOT EXISTS perdure_migrations (
 """
 
 
+# LangGraph makes it an integer: an item that lives for 0.4 minutes would be gone when its first use extends its life.
+EXACT_TTL = """
+DO $$ BEGIN
+    IF EXISTS (SELECT 1 FROM pg_attribute
+                WHERE attrelid = 'store'::regclass AND attname = 'ttl_minutes' AND atttypid = 'int'::regtype) THEN
+        ALTER TABLE store ALTER COLUMN ttl_minutes TYPE numeric;
+    END IF;
+END $$
+"""
+
+
 class MigrationError(Exception):
     """The database cannot become what this version, or langgraph.json, asks for; the text says what to do."""
 
@@ -144,6 +155,7 @@ def migrate(dsn: str, *, dims: int | None = None) -> list[str]:
                 new.append(name)
             PostgresSaver(conn).setup()
             PostgresStore(conn).setup()
+            conn.execute(EXACT_TTL)
             if dims is not None:
                 _make_vectors(conn, dims)
         finally:

@@ -134,7 +134,7 @@ class Sender:
         self._signers = signers(engine.settings)
         self._client = httpx.AsyncClient(
             transport=GuardedTransport(private=private_allowed(engine.registry.config)),
-            timeout=httpx.Timeout(engine.settings.webhook_timeout_seconds, connect=CONNECT_SECONDS),
+            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),  # `deliver` ends the whole try in time
             follow_redirects=False,
             trust_env=False,  # no proxy from the environment: it would look the name up again
         )

@@ -14,6 +14,7 @@ from typing import Any, cast
 from langchain_core.messages import AIMessageChunk, BaseMessage, message_chunk_to_message
 
 from perdure.engine.jsonable import dumps
+from perdure.engine.shapes import address
 
 MODES = ("values", "updates", "messages", "messages-tuple", "custom", "tasks", "checkpoints", "debug")
 EVENTS = "events"
@@ -52,8 +53,10 @@ class Frames:
         elif mode in ("values", "updates") and isinstance(data, dict) and "__interrupt__" in data:
             interrupts = [_interrupt(value) for value in cast("dict[str, list[Any]]", data)["__interrupt__"]]
             yield mode + suffix, dumps({**cast("dict[str, Any]", data), "__interrupt__": interrupts})
-        elif mode in ("checkpoints", "debug"):
+        elif mode == "checkpoints":
             yield mode + suffix, dumps(_without_internals(data))
+        elif mode == "debug":
+            yield mode + suffix, dumps(_addressed(_without_internals(data)))
         else:
             yield mode + suffix, dumps(cast(object, data))
 
@@ -92,3 +95,16 @@ def _without_internals(value: Any) -> Any:
     if isinstance(cleaned.get("payload"), dict):
         cleaned["payload"] = _without_internals(cleaned["payload"])
     return cleaned
+
+
+def _addressed(data: dict[str, Any]) -> dict[str, Any]:
+    """A debug event; that of a checkpoint also has its address and its parent's as a ThreadState has them."""
+    if data["type"] != "checkpoint":
+        return data
+    payload: dict[str, Any] = data["payload"]
+    config, parent = payload["config"], payload["parent_config"]
+    addresses = {
+        "checkpoint": address(config["configurable"]),
+        "parent_checkpoint": address(parent["configurable"]) if parent else None,
+    }
+    return {**data, "payload": {**payload, **addresses}}

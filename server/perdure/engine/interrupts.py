@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 TIMEOUT = "__timeout__"  # key of the answer that a passed deadline gives; nobody else may send it
+NOBODY = "00000000-0000-0000-0000-000000000000"  # LangGraph's task of what a command brings
 STATUSES = ("open", "answered", "rejected", "timed_out", "superseded")
 
 _SERDE = JsonPlusSerializer()
@@ -133,6 +134,14 @@ ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
 DO UPDATE SET type = excluded.type, blob = excluded.blob
 """
 
+# What LangGraph has kept of an answer that it was given itself (`resuming`); one is enough for a next question.
+FORGET_GIVEN = """
+DELETE FROM checkpoint_writes
+ WHERE thread_id = %(thread)s AND checkpoint_ns = '' AND task_id = %(nobody)s AND channel = %(channel)s
+   AND checkpoint_id = (SELECT c.checkpoint_id FROM checkpoints c
+                         WHERE c.thread_id = %(thread)s AND c.checkpoint_ns = '' ORDER BY c.checkpoint_id DESC LIMIT 1)
+"""
+
 CLOSE = """
 UPDATE interrupts
    SET status = %(status)s, answer = %(answer)s, answered_at = now(), answered_by = %(by)s
@@ -160,9 +169,8 @@ async def accept(
     """
     rows = await (await conn.execute(OPEN_OF_THREAD, {"thread_id": thread_id})).fetchall()
     waiting = {row["interrupt_id"]: row for row in rows}
-    named = cast("dict[str, Any]", resume) if isinstance(resume, dict) else {}
-    if named and all(_INTERRUPT_ID.fullmatch(key) for key in named):
-        answers: dict[str, Any] = named
+    answers = named(resume)
+    if answers:
         closed = [key for key in answers if key not in waiting or (token and waiting[key]["token"] != token)]
         if closed:
             raise QuestionClosed(f"Interrupt {closed[0]} is not open: it is unknown, answered, superseded or timed out")
@@ -171,7 +179,8 @@ async def accept(
     elif not waiting:
         raise QuestionClosed(f"Thread {thread_id} has no open question to answer")
     else:
-        answers = {next(iter(waiting)): cast("Any", resume)}
+        answers = {next(iter(waiting)): resume}
+    await conn.execute(FORGET_GIVEN, {"thread": str(thread_id), "nobody": NOBODY, "channel": RESUME})
     for interrupt_id, answer in answers.items():
         if isinstance(answer, dict) and TIMEOUT in answer and status != "timed_out":
             raise InvalidInput("command.resume", f"the key {TIMEOUT!r} is reserved")
@@ -188,6 +197,24 @@ async def accept(
         values = {"thread_id": thread_id, "interrupt_id": interrupt_id, "status": status, "by": by}
         await conn.execute(CLOSE, {**values, "answer": jsonb(answer)})
     return list(answers)
+
+
+def named(resume: Any) -> dict[str, Any]:
+    """The answers of an object from interrupt id to answer; nothing of any other answer."""
+    given = cast("dict[str, Any]", resume) if isinstance(resume, dict) else {}
+    return given if all(_INTERRUPT_ID.fullmatch(key) for key in given) else {}
+
+
+ANSWERED = """
+SELECT 1 FROM interrupts
+ WHERE thread_id = %(thread_id)s AND interrupt_id = ANY(%(ids)s) AND status IN ('answered', 'rejected', 'timed_out')
+ LIMIT 1
+"""
+
+
+async def any_answered(conn: Conn, thread_id: UUID, ids: list[str]) -> bool:
+    """Whether one of these questions of a thread has had its answer."""
+    return await (await conn.execute(ANSWERED, {"thread_id": thread_id, "ids": ids})).fetchone() is not None
 
 
 RECORD: LiteralString = (

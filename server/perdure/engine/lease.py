@@ -155,7 +155,7 @@ class LeaseThread(threading.Thread):
     def _watch_loop(self) -> None:
         """Notice an attempt loop that author code blocks, and show where."""
         lag = self.worker.lag()
-        meters.loop_lag.labels("attempts").set(max(0.0, lag - SWEEP_SECONDS))  # it was asked to turn that long ago
+        meters.loop_lag.labels("attempts").set(lag)
         if lag > STUCK_SECONDS and not self.stuck:
             frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage] (the documented way to see another thread)
             stack = frames.get(self.worker.ident or 0)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 from perdure.engine.access import Actor
@@ -95,3 +96,33 @@ def kwargs_of(
         **({"protocol": True} if new.protocol else {}),
         **({"answered": answered} if answered is not None else {}),
     }
+
+
+class Start(NamedTuple):
+    """The checkpoint that a run names: its id in the root graph (None: the newest), and how LangGraph is told."""
+
+    root: str | None
+    configurable: dict[str, Any]
+
+
+def start_of(kwargs: Mapping[str, Any]) -> Start:
+    """Where the kwargs of a run say that it begins; `checkpoint_id` wins over `checkpoint`, that over the config.
+
+    The checkpoint of a subgraph counts with its map only, which says what the root's is; without one it names
+    nothing, as for LangGraph. (A RemoteGraph that is a node sends the namespace that it has at its caller.)
+    """
+    if kwargs.get("checkpoint_id"):
+        return Start(kwargs["checkpoint_id"], {"checkpoint_id": kwargs["checkpoint_id"]})
+    config: dict[str, Any] = kwargs.get("config") or {}
+    places: list[dict[str, Any]] = [kwargs.get("checkpoint") or {}, config.get("configurable") or {}]
+    for given in places:
+        checkpoint_id, ns = given.get("checkpoint_id"), given.get("checkpoint_ns") or ""
+        if not checkpoint_id or not isinstance(checkpoint_id, str):
+            continue
+        known: dict[Any, Any] = given["checkpoint_map"] if isinstance(given.get("checkpoint_map"), dict) else {}
+        root = known.get("")
+        if ns and known.get(ns) == checkpoint_id and isinstance(root, str):
+            return Start(root, {"checkpoint_id": checkpoint_id, "checkpoint_ns": ns, "checkpoint_map": known})
+        if not ns:
+            return Start(checkpoint_id, {"checkpoint_id": checkpoint_id})
+    return Start(None, {})

@@ -30,7 +30,7 @@ UPDATE runs SET status = 'paused', ready_at = NULL, worker_id = NULL, lease_unti
                 updated_at = now()
  WHERE thread_id = %(thread_id)s AND run_id = %(run_id)s
    AND overdue_at <= now() AND status IN ('pending', 'running', 'suspended') AND cancelling IS NULL
-RETURNING run_id
+RETURNING graph_id
 """
 
 
@@ -62,12 +62,13 @@ async def _pause(engine: Engine, thread_id: UUID, run_id: UUID, seconds: float) 
     async with engine.pool.connection() as conn, conn.transaction():
         await threads.lock(conn, thread_id)
         held = await traces.held(conn, thread_id, run_id)
-        if await (await conn.execute(PAUSE, {**keys, "error": jsonb(error)})).fetchone() is None:
+        paused = await (await conn.execute(PAUSE, {**keys, "error": jsonb(error)})).fetchone()
+        if paused is None:
             return False
         traces.released(conn, held, "paused")
         await conn.execute(control.TAKE_AWAY, keys)
         await conn.execute(threads.CANCEL_NOTICE, {"run_id": str(run_id)})
-        last = {"event": "paused", "error": message, "final": True}
+        last = {"event": "paused", "graph_name": paused["graph_id"], "error": message, "final": True}
         frames = [events.Frame.of("error", error), events.Frame.of("lifecycle", last)]
         await events.append(conn, thread_id, run_id, frames)
     log.warning("paused", run_id=str(run_id), thread_id=str(thread_id), error=error["error"], seconds=seconds)

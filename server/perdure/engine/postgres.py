@@ -140,13 +140,13 @@ class _Server:
     def ensure_running(self) -> str:
         """Start the server, or find the one that runs, and return its DSN once it answers.
 
-        Starts it up to five times: an earlier server may be on its way down, or the children of one
-        that was killed may still hold its shared memory for a moment.
+        Starts it up to five times, waiting a second longer each time: an earlier server may be on its way down, the
+        children of one that was killed may still hold its shared memory for a moment, or the machine is busy.
         """
         deadline = time.monotonic() + _START_SECONDS
         starts, started = 0, -math.inf
         while True:
-            if self._postmaster() is None and time.monotonic() - started > 1:
+            if self._postmaster() is None and time.monotonic() - started > starts:
                 if starts == 5:
                     raise EmbeddedPostgresError(f"PostgreSQL in {self.cluster} does not start:\n{self._log_tail()}")
                 self._start()

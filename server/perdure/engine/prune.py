@@ -120,6 +120,7 @@ WITH newest AS (
 )
 DELETE FROM checkpoints
  WHERE thread_id = %(thread)s AND (checkpoint_ns, checkpoint_id) NOT IN (SELECT checkpoint_ns, checkpoint_id FROM kept)
+   AND (%(run)s::text IS NULL OR metadata ->> 'run_id' = %(run)s)
 """
 # Then what belongs to none of those that are left; rows are looked up by primary key, one by one.
 DELETE_REST: tuple[LiteralString, ...] = (
@@ -153,8 +154,32 @@ async def keep_latest(conn: Conn, thread_id: UUID) -> None:
     """
     await _refuse_deltas(conn, [thread_id])
     for statement in (DELETE_CHECKPOINTS, *DELETE_REST):
-        await conn.execute(statement, {"thread": str(thread_id)})
+        await conn.execute(statement, {"thread": str(thread_id), "run": None})
     await conn.execute(PRUNED, {"thread_id": thread_id})
+
+
+# What the run left first takes the place of the first checkpoint that it made.
+PARENT = """
+UPDATE checkpoints c SET parent_checkpoint_id = first.parent_checkpoint_id
+  FROM (SELECT parent_checkpoint_id FROM checkpoints
+         WHERE thread_id = %(thread)s AND checkpoint_ns = '' AND metadata ->> 'run_id' = %(run)s
+         ORDER BY checkpoint_id LIMIT 1) first
+ WHERE c.thread_id = %(thread)s AND c.checkpoint_ns = '' AND c.metadata ->> 'run_id' = %(run)s
+   AND c.checkpoint_id = (SELECT max(l.checkpoint_id) FROM checkpoints l
+                           WHERE l.thread_id = %(thread)s AND l.checkpoint_ns = '')
+"""
+
+
+async def keep_last_of(conn: Conn, thread_id: UUID, run_id: UUID) -> None:
+    """Delete the checkpoints of a run but its last, which is the thread's newest: `durability: exit`.
+
+    Until its end the run keeps them all: it goes on from them after a crash. Part of the transaction that ends it.
+    Where a later state needs them (DeltaChannel) they stay.
+    """
+    keys = {"thread": str(thread_id), "run": str(run_id)}
+    if await (await conn.execute(DELTAS, {"threads": [keys["thread"]]})).fetchone() is None:
+        for statement in (PARENT, DELETE_CHECKPOINTS, *DELETE_REST):
+            await conn.execute(statement, keys)
 
 
 # The first condition is that of threads_ttl_idx; a thread that was pruned is not due again before its next update.

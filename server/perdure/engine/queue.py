@@ -189,7 +189,8 @@ UPDATE runs r
        worker_id = NULL, lease_until = NULL, updated_at = now()
   FROM freed
  WHERE r.thread_id = freed.thread_id AND r.run_id = freed.run_id AND r.status = 'running'
-RETURNING r.thread_id, r.run_id, r.attempt, r.status, r.trace, r.claimed_at, r.updated_at AS at, freed.worker
+RETURNING r.thread_id, r.run_id, r.graph_id, r.attempt, r.status, r.trace, r.claimed_at, r.updated_at AS at,
+          freed.worker
 """
 
 
@@ -220,7 +221,9 @@ async def release(
         for row in rows:
             paused = row["status"] == "paused"
             name = "paused" if paused else "lost" if lost else "handed back"
-            frame = {"event": name, "attempt": row["attempt"], **({"final": True} if paused else {})}
+            frame: dict[str, Any] = {"event": name, "graph_name": row["graph_id"], "attempt": row["attempt"]}
+            if paused:
+                frame |= {"error": error["message"], "final": True}
             frames = [events.Frame.of("error", error)] if paused else []
             frames.append(events.Frame.of("lifecycle", frame))
             await events.append(conn, row["thread_id"], row["run_id"], frames)

@@ -21,6 +21,7 @@ from perdure.engine import (
     idempotency,
     interrupts,
     queue,
+    resuming,
     state,
     stop,
     threads,
@@ -29,7 +30,7 @@ from perdure.engine import (
 from perdure.engine.db import Conn, jsonb
 from perdure.engine.errors import RunFinished, RunNotFound, RunRejected, ThreadNotFound
 from perdure.engine.hub import Event
-from perdure.engine.newrun import NewRun, delay_of, kwargs_of, merge, merge_config
+from perdure.engine.newrun import NewRun, delay_of, kwargs_of, merge, merge_config, start_of
 from perdure.engine.tracing import ids
 from perdure.engine.wake import NOTIFY_WORK, wake
 
@@ -182,7 +183,15 @@ async def enqueue_in(
                 thread = {**thread, "run_id": None}
     command, answered = new.command, None
     if command and command.get("resume") is not None:
-        answered = await interrupts.accept(conn, thread_id, command["resume"], status=answered_as, by=by, token=token)
+        at = start_of({"checkpoint_id": new.checkpoint_id, "checkpoint": new.checkpoint, "config": new.config})
+        answered = await resuming.accept(
+            *(engine, conn, thread, command["resume"]),
+            at=at.root,
+            busy=bool(active),
+            status=answered_as,
+            by=by,
+            token=token,
+        )
     if answered is not None and thread["run_id"] is not None:
         await wake(conn, thread_id, thread["run_id"])  # it waits for something else as well
     moves = bool(command and (command.get("update") is not None or command.get("goto") is not None))
@@ -275,7 +284,9 @@ async def outcome(engine: Engine, thread_id: UUID, run_id: UUID) -> Any:
     run, thread = await _ended(engine, thread_id, run_id)
     if run["status"] in ("error", "timeout"):
         return _failure(run)
-    values = await state.values(engine, thread)
+    # on a thread of several graphs each run answers in the words of its own
+    own = {**thread["metadata"], "graph_id": run["metadata"]["graph_id"]}
+    values = await state.values(engine, {**thread, "metadata": own})
     asked: dict[str, list[dict[str, Any]]] = thread["interrupts"] or {}
     questions = [question for group in asked.values() for question in group]
     return _with_questions(values, questions) if run["status"] == "success" else values

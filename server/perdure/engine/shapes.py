@@ -23,7 +23,7 @@ def thread_state(snapshot: StateSnapshot) -> dict[str, Any]:
         "values": {} if snapshot.values is None else snapshot.values,
         "next": list(snapshot.next),
         "tasks": tasks,
-        "metadata": snapshot.metadata,
+        "metadata": _metadata(snapshot.metadata, checkpoint),
         "created_at": snapshot.created_at,
         "checkpoint": checkpoint,
         "parent_checkpoint": parent,
@@ -31,6 +31,11 @@ def thread_state(snapshot: StateSnapshot) -> dict[str, Any]:
         "checkpoint_id": checkpoint["checkpoint_id"],
         "parent_checkpoint_id": parent["checkpoint_id"] if parent else None,
     }
+
+
+def _metadata(stored: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A run's checkpoint names its thread; LangGraph leaves that out of what it stores, as its address says it."""
+    return {**stored, "thread_id": checkpoint["thread_id"]} if "run_id" in stored else stored
 
 
 def empty_state(configurable: Mapping[str, Any] | None) -> dict[str, Any]:

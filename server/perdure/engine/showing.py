@@ -44,6 +44,7 @@ class Shown(NamedTuple):
     """One protocol event; `data` is JSON. `part` tells those of one row apart."""
 
     thread_id: UUID
+    run_id: UUID
     seq: int
     ms: int
     method: str
@@ -53,8 +54,12 @@ class Shown(NamedTuple):
     part: int = 0
 
     def json(self) -> bytes:
-        """The event as it goes to the wire. Its id is the same at every replica and each replay."""
-        ident = f"{self.thread_id}:{self.seq}" + (f".{self.part}" if self.part else "")
+        """The event as it goes to the wire. Its id is the same at every replica and each replay.
+
+        JavaScript clients read in the ids of root lifecycle events whose end they see: `synth:<run_id>:...`.
+        """
+        whose = f"synth:{self.run_id}" if self.method == "lifecycle" and not self.namespace else str(self.thread_id)
+        ident = f"{whose}:{self.seq}" + (f".{self.part}" if self.part else "")
         head = {"type": "event", "event_id": ident, "seq": self.seq, "method": self.method}
         params = dumps({"namespace": self.namespace, "timestamp": self.ms})
         return b'%s,"params":%s,"data":%s}}' % (dumps(head)[:-1], params[:-1], self.data)
@@ -138,7 +143,7 @@ class Showing:
                 return None
             data, named = changed
             channel = f"custom:{named}" if named else channel
-        return Shown(self._thread_id, event.seq, event.ms, method, channel, namespace, data)
+        return Shown(self._thread_id, event.run_id, event.seq, event.ms, method, channel, namespace, data)
 
     async def _is_over(self, event: Event, method: str) -> bool:
         """Whether this is nothing new: the start of a later attempt, or a question that is closed."""
@@ -174,7 +179,7 @@ class Showing:
                 made = (await self._open(event)).close(state.get("error"))
                 if state.get("final"):
                     del self._messages[event.run_id]
-        head = (self._thread_id, event.seq, event.ms, "messages", "messages")
+        head = (self._thread_id, event.run_id, event.seq, event.ms, "messages", "messages")
         first = 0 if name == "messages" else 1  # a lifecycle event is itself the first part of its row
         return [Shown(*head, place, dumps(block), first + n) for n, (place, block) in enumerate(made)]
 

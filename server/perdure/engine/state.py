@@ -9,7 +9,7 @@ langgraph-api 0.16). Reading runs no nodes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from perdure.engine.core import Engine
 
 log = structlog.get_logger(__name__)
+
+STATES_AT_ONCE = 8  # that one request holds in memory
 
 
 async def read(
@@ -88,27 +90,48 @@ async def history(
     before: str | None = None,
     metadata: dict[str, Any] | None = None,
     checkpoint: Mapping[str, Any] | None = None,
-) -> list[dict[str, Any]]:
-    """ThreadStates, newest first, from those older than the checkpoint id `before`.
+) -> AsyncGenerator[dict[str, Any]]:
+    """ThreadStates, newest first, from those older than the checkpoint id `before`; a few are in memory at a time.
 
     `metadata` is contained in theirs; `checkpoint` names a subgraph by `checkpoint_ns`.
     A value that several of them hold unchanged may be one object in all of them: it is for reading.
-    Raises ThreadNotFound.
+    Raises ThreadNotFound, before the first one.
     """
     thread = await _thread(engine, thread_id)
     at = checkpoint or {}
     wanted = place(thread_id, at.get("checkpoint_ns") or "", at.get("checkpoint_id"))
-    graph_id = graph_id_of(thread)
-    if not graph_id or not storable(wanted) or (before and "\x00" in before):
-        return []
+    if not graph_id_of(thread) or not storable(wanted) or (before and "\x00" in before):
+        return
+    saver = _HistoryReader(cast(Any, engine.pool))
+    while limit > 0:
+        some = min(limit, STATES_AT_ONCE)
+        found = await _past(engine, thread, saver, wanted, before=before, metadata=metadata, limit=some)
+        for one in found:
+            yield one
+        if len(found) < some:
+            return
+        limit -= some
+        before = found[-1]["checkpoint_id"]
+        saver.turn()
+
+
+async def _past(
+    engine: Engine,
+    thread: Mapping[str, Any],
+    saver: _HistoryReader,
+    wanted: RunnableConfig,
+    *,
+    before: str | None,
+    metadata: dict[str, Any] | None,
+    limit: int,
+) -> list[dict[str, Any]]:
     options: dict[str, Any] = {
         "filter": metadata or None,
         "before": {"configurable": {"checkpoint_id": before}} if before else None,
         "limit": limit,
     }
-    saver = _HistoryReader(cast(Any, engine.pool))
     try:
-        graph = await engine.registry.look(graph_id, own_config(thread), checkpointer=saver)
+        graph = await engine.registry.look(graph_id_of(thread) or "", own_config(thread), checkpointer=saver)
         return [thread_state(snapshot) async for snapshot in graph.aget_state_history(wanted, **options)]
     except psycopg.DataError:  # a filter with NUL: PostgreSQL cannot store what would match it
         return []
@@ -171,14 +194,19 @@ class _HistoryReader(AsyncPostgresSaver):
 
     def __init__(self, conn: Any) -> None:
         super().__init__(conn)
+        self._before: dict[tuple[bytes, ...], dict[str, Any]] = {}
         self._known: dict[tuple[bytes, ...], dict[str, Any]] = {}
+
+    def turn(self) -> None:
+        """Begin another page: what the last one did not hold is forgotten."""
+        self._before, self._known = self._known, {}
 
     def _load_blobs(self, blob_values: list[tuple[bytes, bytes, bytes]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for one in blob_values or ():
             stored = tuple(one)
             if stored not in self._known:
-                self._known[stored] = super()._load_blobs([one])
+                self._known[stored] = self._before.get(stored) or super()._load_blobs([one])
             found |= self._known[stored]
         return found
 

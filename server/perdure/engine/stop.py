@@ -14,7 +14,7 @@ from uuid import UUID
 import structlog
 from uuid_utils.compat import uuid7
 
-from perdure.engine import access, events, interrupts, queue, state, threads
+from perdure.engine import access, beginning, events, interrupts, queue, state, threads
 from perdure.engine.access import Within
 from perdure.engine.db import Conn
 from perdure.engine.errors import LeaseLost, RunNotFound, ThreadNotFound
@@ -159,7 +159,8 @@ async def cancel_in(
             await conn.execute(NOTIFY_WORK)
             frame = events.Frame.of("lifecycle", {"event": "cancelling", "action": action})
             return await events.append(conn, thread_id, run_id, [frame]), False
-    last = events.Frame.of("lifecycle", {"event": "cancelled", "action": action, "final": True})
+    told = {"event": "cancelled", "action": action, "graph_name": run["graph_id"], "final": True}
+    last = events.Frame.of("lifecycle", told)
     published = await events.append(conn, thread_id, run_id, [last])
     if owner:
         await interrupts.supersede(conn, thread_id)
@@ -181,8 +182,9 @@ async def cancel_in(
             error=_cancelled(action) if owner and not successor else None,
             interrupts=_asked(snapshot) if action == "rollback" or not owner else {},
         )
-        # the input that superseded them has never started, and nothing is being undone
-        if not owner and not await (await conn.execute(COMPENSATING, {"thread_id": thread_id})).fetchone():
+        # the input that superseded them has never started or is forgotten, and nothing is being undone
+        undoing = await (await conn.execute(COMPENSATING, {"thread_id": thread_id})).fetchone()
+        if (not owner or action == "rollback") and not undoing:
             await interrupts.reopen(
                 conn, thread_id, [one["id"] for asked in _asked(snapshot).values() for one in asked]
             )
@@ -198,7 +200,7 @@ WITH own AS (
 ), answers AS (
     DELETE FROM checkpoint_writes
      WHERE thread_id = %(thread)s AND checkpoint_id = %(base)s AND NOT task_id = ANY(%(base_tasks)s)
-       AND (idx >= 0 OR channel = '__error__')
+       AND (idx >= 0 OR channel = '__error__' OR %(given)s AND channel = '__resume__')
 )
 DELETE FROM checkpoint_writes w USING own
  WHERE w.thread_id = %(thread)s AND w.checkpoint_ns = own.checkpoint_ns AND w.checkpoint_id = own.checkpoint_id
@@ -211,6 +213,7 @@ async def _end(conn: Conn, thread_id: UUID, run_id: UUID, action: str, run: dict
     """`interrupt`: the run's status is final; `rollback`: the run and what it wrote are gone, answers too."""
     if action == "rollback":
         base: dict[str, Any] = {"base": run["base_checkpoint_id"], "base_tasks": run["base_tasks"] or []}
+        base["given"] = beginning.given_by_langgraph(run["kwargs"])
         await conn.execute(DELETE_CHECKPOINTS, {"thread": str(thread_id), "run": str(run_id), **base})
         await conn.execute(DELETE_STEPS, {"thread_id": thread_id, "run_id": run_id})
         await traces.ended(conn, thread_id, run_id, "rolled back")

@@ -104,7 +104,7 @@ async def permitted(conn: Conn, thread_id: UUID, within: Within) -> bool:
 
 
 LOCK = """
-SELECT thread_id, run_id, status, metadata, config, event_seq, interrupts
+SELECT thread_id, run_id, status, error, metadata, config, event_seq, interrupts
   FROM threads WHERE thread_id = %(thread_id)s FOR UPDATE
 """
 
@@ -293,20 +293,6 @@ async def search(
         rows = await (await conn.execute(query, {**params, "limit": limit, "offset": offset})).fetchall()
         total = await _count(conn, where, params)
     return [_record(row) for row in rows], total
-
-
-async def count(
-    engine: Engine,
-    *,
-    metadata: dict[str, Any] | None = None,
-    values: dict[str, Any] | None = None,
-    status: str | None = None,
-    within: Within = None,
-) -> int:
-    """How many threads match."""
-    where, params = _where(None, metadata, values, status, within)
-    async with engine.pool.connection() as conn:
-        return await _count(conn, where, params)
 
 
 async def _count(conn: Conn, where: sql.Composed, params: dict[str, Any]) -> int:

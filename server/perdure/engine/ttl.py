@@ -52,6 +52,7 @@ def configured(config: Mapping[str, Any]) -> Ttl | None:
 COLUMN: LiteralString = """
 CASE WHEN ttl IS NOT NULL
      THEN jsonb_build_object('strategy', ttl_strategy, 'ttl_minutes', extract(epoch FROM ttl) / 60,
-                             'expires_at', updated_at + ttl) END AS ttl
+                             'expires_at', to_char((updated_at + ttl) AT TIME ZONE 'UTC',
+                                                   'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')) END AS ttl
 """
 """As the wire shows it: `{strategy, ttl_minutes, expires_at}`, or NULL."""

@@ -39,6 +39,7 @@ log = structlog.get_logger(__name__)
 POLL_SECONDS = 2.0  # how long a lost notification can delay a run
 LOCKED_SECONDS = 0.02  # a run was ready, but its thread was locked for a moment
 SYNC_THREADS = 64  # nodes that are plain functions run in these
+HAND_BACK_SECONDS = 5.0  # one short transaction of the lease thread, which no author code holds up
 STOP_SECONDS = 2.0
 
 
@@ -66,7 +67,7 @@ class Worker(threading.Thread):
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._work: asyncio.Event | None = None
-        self._heartbeat = time.monotonic()
+        self._asked: float | None = None  # when the attempt loop was asked to turn, until it does
         self._started = threading.Event()
         self._stopping = False
 
@@ -85,7 +86,7 @@ class Worker(threading.Thread):
         """Hand the runs back, then stop; returns within a few seconds whatever the nodes do."""
         self._stopping = True
         self._deliveries.stop()
-        self._lease.stop(STOP_SECONDS)
+        self._lease.stop(HAND_BACK_SECONDS)
         if self._loop is not None and self._loop.is_running():
             self._loop.call_soon_threadsafe(self._end)
         self.join(STOP_SECONDS)
@@ -99,11 +100,18 @@ class Worker(threading.Thread):
         return list(self._attempts)
 
     def lag(self) -> float:
-        """Seconds since the attempt loop last turned; it is asked to turn at each call."""
+        """Seconds since the attempt loop was asked to turn and has not; 0 if it has. Each call asks it again.
+
+        Not the time since its last turn: where the whole process got no time, no loop was blocked.
+        """
+        asked = self._asked
+        if asked is not None:
+            return time.monotonic() - asked
+        self._asked = time.monotonic()
         if self._loop is not None and self._loop.is_running():
             with suppress(RuntimeError):  # closed between the check and the call: it is stopping
                 self._loop.call_soon_threadsafe(self._beat)
-        return time.monotonic() - self._heartbeat
+        return 0.0
 
     def wake(self) -> None:
         """There may be something to claim."""
@@ -120,7 +128,7 @@ class Worker(threading.Thread):
     # -- on the attempt loop
 
     def _beat(self) -> None:
-        self._heartbeat = time.monotonic()
+        self._asked = None
 
     def _stop_attempts(self) -> None:
         for attempt in list(self._attempts.values()):

@@ -16,7 +16,7 @@ from perdure.simulator.app import LoggedRequest, Simulator
 from perdure.simulator.faults import Fault
 from perdure.simulator.rules import Rule, load
 
-START_SECONDS = 10
+START_SECONDS = 60
 
 
 class RunningSimulator:

@@ -1,5 +1,5 @@
 // A chat page on useStream, as an application has it. The address says how it speaks:
-// ?api=<server>&assistant=<name>&protocol=legacy|sse|websocket, and keeps the thread's id.
+// ?api=<server>&assistant=<name>&protocol=legacy|sse|websocket, and keeps the thread's id. `hold` goes to the graph.
 
 import { useStream as useEventStream } from "@langchain/react";
 import { useStream as useLegacyStream } from "@langchain/langgraph-sdk/react";
@@ -44,7 +44,7 @@ function Events() {
 const textOf = ({ content }) => (typeof content === "string" ? content : content.map((part) => part.text ?? "").join(""));
 
 function Chat({ stream, answer, typeOf }) {
-  const said = { messages: [{ type: "human", content: "hello" }], words: 30, pause: 0.04 };
+  const said = { messages: [{ type: "human", content: "hello" }], words: 30, pause: 0.04, hold: param("hold") };
   return (
     <main>
       <ul>

@@ -85,7 +85,7 @@ document.addEventListener("change", (event) => {
 });
 
 // What has been done is news for a while; what was refused stays until something else is said.
-const NEWS_MS = 8000;
+const NEWS_MS = 20000;
 const notices = document.getElementById("notices");
 const forget = () => {
   const good = notices.querySelector(".good");

@@ -27,6 +27,7 @@ class PlayGround extends HTMLElement {
     this.talk = new Talk(this.list);
     this.steps = new Steps(this.stepList, this.querySelector("agent-graph"));
     this.cards = new Map(); // open questions, by token
+    this.answering = 0; // answers that are under way
     this.form = this.querySelector("form[data-send]");
     this.form.addEventListener("submit", (event) => { event.preventDefault(); this.send(); });
     this.cancelButton.addEventListener("click", () => this.cancel());
@@ -270,7 +271,13 @@ class PlayGround extends HTMLElement {
   }
 
   async answer(question, path, body) {
-    const run = await this.api(`/interrupts/${encodeURIComponent(question.token)}/${path}`, { method: "POST", body });
+    let run;
+    this.answering += 1;
+    try {
+      run = await this.api(`/interrupts/${encodeURIComponent(question.token)}/${path}`, { method: "POST", body });
+    } finally {
+      this.answering -= 1;
+    }
     this.cards.get(question.token)?.close(path === "reject" ? "You rejected it" : "You answered it");
     this.cards.delete(question.token);
     this.watch({ run, goesOn: true }).catch((error) => this.say(error.message, "bad"));
@@ -278,12 +285,15 @@ class PlayGround extends HTMLElement {
 
   /** Somebody else may answer, or the deadline pass: then the run that goes on is followed here, too. */
   async lookAtQuestions() {
-    if (!this.cards.size || this.leaving || document.hidden) return;
+    const { seen } = this;
+    // what was asked before a run began here, or before an answer was given here, is not news of somebody else
+    const late = () => this.leaving || this.answering || this.seen !== seen;
+    if (!this.cards.size || document.hidden || late()) return;
     const open = await this.api(`/interrupts?status=open&thread_id=${this.thread}`);
-    if (this.leaving || [...this.cards.keys()].every((token) => open.some((one) => one.token === token))) return;
+    if (late() || [...this.cards.keys()].every((token) => open.some((one) => one.token === token))) return;
     this.ask(open);
     const [run] = await this.api(`/threads/${this.thread}/runs?limit=1`);
-    if (run && run.run_id !== this.known && !this.leaving) await this.watch({ run, goesOn: true });
+    if (run && run.run_id !== this.known && !late()) await this.watch({ run, goesOn: true });
   }
 
   // --- what else the page says

@@ -77,7 +77,7 @@ async def items(
         return await (await conn.execute(ITEMS, params)).fetchall()
 
 
-LIFE = "SELECT ttl_minutes, expires_at FROM store WHERE prefix = %(prefix)s AND key = %(key)s"
+LIFE = "SELECT ttl_minutes::float8, expires_at FROM store WHERE prefix = %(prefix)s AND key = %(key)s"
 
 
 async def life(engine: Engine, namespace: list[str], key: str) -> dict[str, Any]:
