@@ -30,7 +30,8 @@ from perdure.engine.errors import InvalidInput
     ],
 )
 def test_what_holds_what_is_as_postgresql_has_it(value: Any, part: Any, held: bool) -> None:
-    assert valuesearch.contains(value, part) is held
+    assert valuesearch.Search({}).holds(value, part) is held
+    assert valuesearch.Search({"log": part}).matches({"log": value, "more": 1}) is held
 
 
 async def test_too_many_states_are_refused_and_single_values_narrow_them(lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,3 +44,13 @@ async def test_too_many_states_are_refused_and_single_values_narrow_them(lab, mo
     assert await valuesearch.search(lab.engine, values={"log": ["x"], "topic": "tea"}, **given) == ([], 0)
     rows, total = await valuesearch.search(lab.engine, values={}, **given)
     assert (len(rows), total) == (3, 3)
+
+
+def test_comparisons_are_counted_over_all_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(valuesearch, "MAX_COMPARISONS", 1000)
+    search = valuesearch.Search({"log": [0] * 50})
+    assert search.matches({"log": [*range(9, -1, -1)]}) is True
+    with pytest.raises(InvalidInput, match="values: takes more than 1000 comparisons"):
+        search.matches({"log": [1] * 500})
+    assert valuesearch.Search({"log": [0]}).matches({}) is False
+    assert valuesearch.Search({"log": [0]}).matches(["log"]) is False

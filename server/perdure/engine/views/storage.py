@@ -1,4 +1,4 @@
-"""How much a thread takes up in the database, in bytes as PostgreSQL stores them (compressed)."""
+"""How much the values of a thread take up in the database, in bytes as PostgreSQL stores them (compressed)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from perdure.engine.errors import ThreadNotFound
 if TYPE_CHECKING:
     from perdure.engine.core import Engine
 
+# by column: the size of a whole row would be that of what is unpacked, and unpack it
 SIZES = """
-SELECT (SELECT coalesce(sum(pg_column_size(c.*)), 0) FROM checkpoints c
-         WHERE c.thread_id = %(thread)s)::bigint AS checkpoints,
-       (SELECT coalesce(sum(pg_column_size(b.*)), 0) FROM checkpoint_blobs b
-         WHERE b.thread_id = %(thread)s)::bigint AS blobs,
-       (SELECT coalesce(sum(pg_column_size(w.*)), 0) FROM checkpoint_writes w
-         WHERE w.thread_id = %(thread)s)::bigint AS writes,
-       (SELECT coalesce(sum(pg_column_size(e.*)), 0) FROM run_events e
-         WHERE e.thread_id = %(thread_id)s)::bigint AS events,
-       (SELECT coalesce(sum(pg_column_size(s.*)), 0) FROM steps s
-         WHERE s.thread_id = %(thread_id)s)::bigint AS steps
+SELECT (SELECT coalesce(sum(pg_column_size(checkpoint) + pg_column_size(metadata)), 0) FROM checkpoints
+         WHERE thread_id = %(thread)s)::bigint AS checkpoints,
+       (SELECT coalesce(sum(pg_column_size(blob)), 0) FROM checkpoint_blobs
+         WHERE thread_id = %(thread)s)::bigint AS blobs,
+       (SELECT coalesce(sum(pg_column_size(blob)), 0) FROM checkpoint_writes
+         WHERE thread_id = %(thread)s)::bigint AS writes,
+       (SELECT coalesce(sum(pg_column_size(data)), 0) FROM run_events
+         WHERE thread_id = %(thread_id)s)::bigint AS events,
+       (SELECT coalesce(sum(coalesce(pg_column_size(value), 0) + pg_column_size(attempts)), 0) FROM steps
+         WHERE thread_id = %(thread_id)s)::bigint AS steps
   FROM threads WHERE thread_id = %(thread_id)s
 """
 
@@ -28,7 +29,7 @@ SELECT (SELECT coalesce(sum(pg_column_size(c.*)), 0) FROM checkpoints c
 async def storage(engine: Engine, thread_id: UUID) -> dict[str, Any]:
     """`{thread_id, checkpoints, blobs, writes, events, steps, total}`, all but the first in bytes.
 
-    Without what indexes take. Raises ThreadNotFound.
+    Without keys, times and indexes. Raises ThreadNotFound.
     """
     async with engine.pool.connection() as conn:
         cursor = await conn.execute(SIZES, {"thread": str(thread_id), "thread_id": thread_id})
