@@ -255,6 +255,15 @@ def single(function: Any, state: Any = State) -> Any:
     return builder.compile()
 
 
+async def ask_once(state: State) -> State:
+    before = await work("before asking")
+    answer = interrupt("Shall I?")
+    return {"answers": [answer], "log": [before, await work(f"told {answer}")]}
+
+
+asking = single(ask_once)
+
+
 # -- waits that cost a row only
 
 

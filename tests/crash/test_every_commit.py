@@ -19,7 +19,7 @@ from uuid import UUID
 import pytest
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from perdure.engine import crons, interrupts, stop
+from perdure.engine import crons, editing, interrupts, stop
 from tests.crash.fleet import PATIENCE_SECONDS, Fleet, WorkerProcess
 
 Drive = Callable[[Fleet], Awaitable[Any]]
@@ -167,6 +167,27 @@ async def fired_by_a_cron(fleet: Fleet) -> Any:
     return values
 
 
+async def answered_after_an_edit(fleet: Fleet) -> Any:
+    """The edit takes the question away; the answer is LangGraph's to give."""
+    thread, run = await fleet.start("asking", input={"log": ["in"]})
+    await fleet.finish(thread, run)
+    await editing.update(fleet.engine, thread, values={"log": ["edited"]})
+    return await fleet.finish(*await fleet.start("asking", thread, command={"resume": "yes"}))
+
+
+async def leaving_one_checkpoint(fleet: Fleet) -> Any:
+    """`durability: exit`: each run leaves its last checkpoint, and what the question inside the subgraph needs."""
+    thread, run = await fleet.start("subgraph", input={"log": ["in"]}, durability="exit")
+    await fleet.finish(thread, run)
+    answer = await fleet.start("subgraph", thread, command={"resume": "yes"}, durability="exit")
+    values = await fleet.finish(*answer)
+    query = """SELECT metadata ->> 'run_id' AS run, count(*) FROM checkpoints
+                WHERE thread_id = %(thread)s AND checkpoint_ns = '' GROUP BY 1"""
+    left = {row["run"]: row["count"] for row in await fleet.rows(query, thread=str(thread))}
+    assert left == {str(run): 1, str(answer[1]): 1}
+    return values
+
+
 async def rolled_back(fleet: Fleet) -> Any:
     hold = fleet.hold("b")
     thread, _ = await fleet.start("sequential", input={"log": ["in"]})
@@ -200,6 +221,8 @@ SCENARIOS: dict[str, Drive] = {
     "child on another server": called_elsewhere,
     "cancelled child on another server": cancelled_elsewhere,
     "cron": fired_by_a_cron,
+    "answer after an edit": answered_after_an_edit,
+    "durability exit": leaving_one_checkpoint,
 }
 ELSEWHERE = ("child on another server", "cancelled child on another server")
 
