@@ -69,8 +69,13 @@ def test_the_history_reads_once_what_many_checkpoints_hold(open_client: TestClie
     for text in ({"n": 1}, {"n": 1}, {"n": 2}):
         values = {"values": {"text": text}, "as_node": "echo"}
         assert open_client.post(f"/threads/{thread}/state", json=values).status_code == 200
+    engine: Any = open_client.app.state.engine  # type: ignore[attr-defined]
+
+    async def history() -> list[dict[str, Any]]:
+        return [one async for one in state.history(engine, UUID(thread))]
+
     assert open_client.portal
-    newest, *older = open_client.portal.call(state.history, open_client.app.state.engine, UUID(thread))  # type: ignore[attr-defined]
+    newest, *older = open_client.portal.call(history)
     assert [one["values"]["text"] for one in (newest, *older[:2])] == [{"n": 2}, {"n": 1}, {"n": 1}]
     assert older[0]["values"]["text"] is older[1]["values"]["text"]
     assert page_of(open_client, f"/console/threads/{thread}?tab=history").count("no value changed") == 1
