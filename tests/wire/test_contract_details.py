@@ -133,3 +133,10 @@ def test_a_run_of_another_graph_answers_in_its_own_values(http: httpx.Client, th
     wait(http, thread, "line", input={"log": []})
     assert wait(http, thread, "fan", input={"n": 3})["total"] == 5
     assert http.get(f"/threads/{thread}").json()["values"] == {"log": ["a", "b", "c"]}
+
+
+def test_every_field_of_a_thread_can_be_selected_before_its_first_run(http: httpx.Client, thread: str) -> None:
+    fields = ["thread_id", "created_at", "updated_at", "state_updated_at", "metadata", "config", "status", "interrupts"]
+    [found] = http.post("/threads/search", json={"ids": [thread], "select": [*fields, "values"]}).json()
+    assert set(found) == {*fields, "values"}
+    assert (found["interrupts"], found["values"], found["status"]) == ({}, None, "idle")

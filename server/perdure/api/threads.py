@@ -117,7 +117,8 @@ async def _found(engine: Engine, body: schemas.ThreadSearch, rows: list[dict[str
         for one in some:
             if body.extract:
                 one["extracted"] = {alias: _dig(one, path) for alias, path in body.extract.items()}
-            yield pick(one, select)
+            # a field that is named is there before the first run, too
+            yield pick({"interrupts": {}, **one}, select) if select else one
 
 
 def _dig(row: dict[str, Any], path: str) -> Any:
