@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -23,7 +22,8 @@ from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 from perdure.engine import keys
 from perdure.engine.db import connect
-from tests.conftest import ROOT, START_SECONDS, Database, Process, clean_environment
+from tests import conftest
+from tests.conftest import ROOT, START_SECONDS, Database, Process, T, clean_environment
 from tests.console.balancer import Balancer
 
 AXE = ROOT / "tests" / "wire" / "js" / "node_modules" / "axe-core" / "axe.min.js"
@@ -244,13 +244,9 @@ def axe(page: Page) -> list[str]:
     ]
 
 
-def eventually(look: Callable[[], Any], is_right: Callable[[Any], Any] = bool) -> Any:
-    """What `look` returns as soon as it is right. Fails after `WAIT_SECONDS`."""
-    end = time.monotonic() + WAIT_SECONDS
-    while not is_right(found := look()):
-        assert time.monotonic() < end, f"still {found!r} after {WAIT_SECONDS} s"
-        time.sleep(0.05)
-    return found
+def eventually(look: Callable[[], T], is_right: Callable[[T], Any] = bool) -> T:
+    """As `tests.conftest.eventually`, for what servers and a browser do together."""
+    return conftest.eventually(look, is_right, seconds=WAIT_SECONDS)
 
 
 def missing(what: str) -> None:
